@@ -1,0 +1,1 @@
+"""The built-in exporters, one folder a runtime; found by the entry points `qn_deploy.exporters`."""

@@ -1,0 +1,26 @@
+"""Reading a written `.pte` back: its weights, and what the ExecuTorch runtime makes of it."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from qn_deploy.program.program import Batch
+
+from .pte import constants, named_data
+from .runtime import load_program
+from .table_blob import is_blob, read
+
+
+def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True) -> tuple[Batch, ...]:
+    """Runs a program on ExecuTorch. Its graph was rewritten at export and can't be rewritten here: `optimized` changes nothing."""
+    program = load_program(data)
+    return tuple(program.run(batch) for batch in batches)
+
+
+def weight_hashes(data: bytes) -> set[str]:
+    """The sha256 of each constant: a table's int8 values, row-major, and every other constant as it is stored."""
+    hashes = {sha256(constant).hexdigest() for constant in constants(data)}
+    for constant in named_data(data).values():
+        values = read(constant).int8().contiguous().numpy().tobytes() if is_blob(constant) else constant
+        hashes.add(sha256(values).hexdigest())
+    return hashes

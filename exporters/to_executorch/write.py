@@ -1,0 +1,79 @@
+"""From a Program to the bytes of a `.pte` file: one stock XNNPACK lowering, then the tables are put into the finished file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from qn_deploy.compress.weights import PQWeight
+from qn_deploy.errors import ExportError
+from qn_deploy.program.exporter import Written
+from qn_deploy.program.lower import Activations, lower
+from qn_deploy.program.program import Program
+from qn_deploy.quiet import quiet
+
+from .pte import named_data, to_tables
+from .table_blob import DType, named_blobs
+
+_NO_WORK = {"executorch_call_delegate", "getitem", "sym_size", "add", "sub", "mul", "floordiv"}  # delegates and arithmetic on shapes
+
+
+def write(program: Program, activations: Activations) -> Written:
+    """Writes a program for ExecuTorch with the XNNPACK delegate, every table packed in the delegate's named data.
+
+    XNNPACK takes no int8 weight beside float activations; without activation quantization its weights are float32, and a table
+    expands to scale * centroid.
+
+    Raises:
+        ExportError: a dynamic dimension has no upper bound, or ExecuTorch can't lower the graph.
+    """
+    _check_bounds(program)
+    baked = activations is Activations.NONE
+    lowered = lower(program, activations, per_row=True, baked=baked)
+    edge, stock = _lower_to_xnnpack(lowered.exported)
+    tables = {name: weight for name, weight in lowered.weights.items() if isinstance(weight, PQWeight)}
+    blobs = {name: named_blobs({name: weight}, DType.FLOAT32 if baked else DType.INT8) for name, weight in tables.items()}
+    data = to_tables(stock, {key: blob for entry in blobs.values() for key, blob in entry.items()})
+    held = named_data(stock).keys()
+    dense = [name for name, entry in blobs.items() if not entry.keys() & held]
+    notes = [f"{name} is stored dense: XNNPACK does not hold it as it is, or its table would be larger" for name in dense]
+    return Written(data, lowered, (*notes, *_portable(edge)))
+
+
+def _check_bounds(program: Program) -> None:
+    for symbol, bounds in program.exported.range_constraints.items():
+        if not bounds.upper.is_finite or bounds.upper >= 2**31:
+            names = [
+                f"{node.name}, dimension {axis}"
+                for node in program.exported.graph.nodes
+                if node.op == "placeholder" and hasattr(node.meta.get("val"), "shape")
+                for axis, size in enumerate(node.meta["val"].shape)
+                if str(size) == str(symbol)
+            ]
+            raise ExportError(
+                f"{', '.join(names) or symbol} has no upper bound, and ExecuTorch plans its memory at export; "
+                'save the model with torch.export.Dim("batch", max=...) in dynamic_shapes, or export with --only onnx'
+            )
+
+
+def _lower_to_xnnpack(exported: Any) -> tuple[Any, bytes]:
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        try:
+            edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+            return edge.exported_program(), bytes(edge.to_executorch().buffer)
+        except Exception as error:  # exir raises many classes; each means that it can't lower this graph
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ExportError(f"ExecuTorch can't lower this graph: {reason}") from error
+
+
+def _portable(edge: Any) -> list[str]:
+    """What XNNPACK left to ExecuTorch's portable kernels, in one line."""
+    targets = [node.target for node in edge.graph.nodes if node.op == "call_function"]
+    names = [str(getattr(target, "__name__", target)).split(".")[-2:][0] for target in targets]
+    left = Counter(name for name in names if name not in _NO_WORK)
+    if not left:
+        return []
+    return ["portable kernels, not XNNPACK, run " + ", ".join(f"{count} {name}" for name, count in sorted(left.items()))]

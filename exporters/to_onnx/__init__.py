@@ -1,0 +1,21 @@
+"""Writes `.onnx` files that stock onnxruntime runs: standard operators, weights as codes and centroids, int8 activations."""
+
+from __future__ import annotations
+
+from . import read
+from .write import write
+
+
+class OnnxExporter:
+    """The exporter for onnxruntime; see `qn_deploy.program.exporter.Exporter`."""
+
+    filename = "model.onnx"
+    runtime = "onnxruntime"
+    optimizes = True
+    write = staticmethod(write)
+    run = staticmethod(read.run)
+    weight_hashes = staticmethod(read.weight_hashes)
+    dense = staticmethod(read.dense)
+
+
+EXPORTER = OnnxExporter()

@@ -1,0 +1,196 @@
+"""Rewrites of the ONNX graph that torch.onnx gives. Each pass takes the model and changes one thing.
+
+In this order (see `write.py`):
+    fold_constants         operators on constants                    -> initializer
+    unsigned_activations   int8 activation zero points               -> uint8, + 128
+    pool_globally          ReduceMean over height and width          -> GlobalAveragePool
+    insert_tables          int8 weight                               -> Reshape(Gather(centroids, Cast(codes)))
+    quantize_linear_inputs DequantizeLinear(W) -> MatMul, Gemm       -> DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul
+    strip                  stack traces, shapes of inner values, doc strings are removed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+from qn_deploy.compress.weights import CompressedWeight, PQWeight
+from qn_deploy.errors import ExportError
+from qn_deploy.program.lower import INT8_SUFFIX
+from qn_deploy.quiet import quiet
+
+_NO_LIMIT = 2**31
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Computes what depends on constants only; quantize and dequantize nodes stay.
+
+    onnxscript casts every scale and zero point; left in place the casts stand between a weight and the fusions that look for constants.
+    """
+    with quiet():
+        optimizer.fold_constants(model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def unsigned_activations(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
+    """Writes 8-bit activations as uint8: zero point + 128, the numbers stay the same.
+
+    onnxruntime on x86 turns int8 pairs into uint8 only where they have a single reader, so at every residual fork the types would
+    stop matching and the fusion would be lost.
+    """
+    graph = model.graph
+    for node in graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.inputs[0].name in weights:
+            continue
+        zero = _array(node.inputs[2])
+        if zero.dtype == np.int8:
+            unsigned = initializer(graph, f"{node.inputs[2].name}_uint8", (zero.astype(np.int16) + 128).astype(np.uint8))
+            node.replace_input_with(2, unsigned)
+
+
+def pool_globally(model: ir.Model) -> None:
+    """Writes the mean over height and width as the pooling operator, which onnxruntime runs on int8 and rounds exactly.
+
+    As a ReduceMean it would stay in float, where the frequent ties of a mean of integers are rounded by chance.
+    """
+    for node in model.graph:
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or node.inputs[0].shape is None or len(node.inputs[0].shape) != 4:
+            continue
+        keeps = "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
+        if keeps and sorted(axis % 4 for axis in _array(node.inputs[1]).tolist()) == [2, 3]:
+            pool = ir.node("GlobalAveragePool", [node.inputs[0]])
+            old, new = node.outputs[0], pool.outputs[0]
+            new.name, new.shape, new.type = old.name, old.shape, old.type
+            model.graph.insert_before(node, pool)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+
+
+def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
+    """Stores each table-compressed weight as codes and centroids and decodes it with Cast -> Gather -> Reshape.
+
+    onnxruntime folds the chain when the session loads, and every int8 fusion still fires. The codes keep torch's own row order,
+    which needs no Transpose and has the lowest peak while loading.
+    """
+    graph = model.graph
+    for name, weight in weights.items():
+        if name not in graph.initializers:
+            continue
+        layer = name.removesuffix(INT8_SUFFIX)
+        for dequantize, _ in graph.initializers[name].uses():
+            dequantize.inputs[1].name = f"{layer}/scale"
+            # An explicit zero point: without one onnxruntime loses the fusion of Gemm, silently; one shared by two layers makes it
+            # fail to load, because it names the bias that it quantizes after the zero point.
+            dequantize.inputs[2].name = f"{layer}/zero"
+        if not isinstance(weight, PQWeight):
+            graph.initializers[name].name = f"{layer}/int8"
+            continue
+        books, size, d = weight.centroids.shape
+        codes = initializer(graph, f"{layer}/codes", weight.codes.numpy())
+        centroids = initializer(graph, f"{layer}/centroids", weight.centroids.reshape(books * size, d).numpy())
+        shape = initializer(graph, f"{layer}/shape", np.array(weight.shape, np.int64))
+        chain = [ir.node("Cast", [codes], attributes={"to": ir.DataType.INT32})]
+        if books > 1:
+            offsets = initializer(graph, f"{layer}/offsets", (weight.rows[0] - weight.codes[0].to(torch.int32)).numpy())
+            chain.append(ir.node("Add", [chain[-1].outputs[0], offsets]))
+        chain.append(ir.node("Gather", [centroids, chain[-1].outputs[0]]))
+        chain.append(ir.node("Reshape", [chain[-1].outputs[0], shape]))
+        graph.insert_before(graph[0], chain)
+        graph.initializers[name].replace_all_uses_with(chain[-1].outputs[0])
+        del graph.initializers[name]
+        chain[-1].outputs[0].name = f"{layer}/int8"
+
+
+def quantize_linear_inputs(model: ir.Model) -> None:
+    """Makes each linear layer with an int8 weight dynamic: its input is quantized by its own range at run time.
+
+    The form that onnxruntime fuses to DynamicQuantizeMatMul: the scale of the input times the weight's scale per column is applied
+    to the int32 accumulator.
+
+    Raises:
+        ExportError: a dequantized weight is read by something other than a linear layer.
+    """
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear":
+            continue
+        for user, _ in list(node.outputs[0].uses()):
+            _dynamic(graph, node, user)
+        graph.remove(node, safe=True)
+
+
+def _dynamic(graph: ir.Graph, weight: ir.Node, user: ir.Node) -> None:
+    matmul = user
+    if user.op_type == "Transpose":
+        (matmul, _), *others = user.outputs[0].uses()
+        if others:
+            raise ExportError(f"{weight.inputs[0].name}: a transposed weight with {len(others) + 1} readers can't be made dynamic")
+    if matmul.op_type not in ("Gemm", "MatMul"):
+        raise ExportError(f"{weight.inputs[0].name}: {matmul.op_type} can't read a dynamic int8 weight; use --activations none")
+
+    def step(op: str, inputs: list[ir.Value], outputs: int = 1, **attributes: ir.DataType | list[int]) -> tuple[ir.Value, ...]:
+        node = ir.node(op, inputs, attributes=attributes or None, num_outputs=outputs)
+        graph.insert_before(matmul, node)
+        return tuple(node.outputs)
+
+    values, scale, zero = step("DynamicQuantizeLinear", [matmul.inputs[0]], outputs=3)
+    (columns,) = step("Transpose", [weight.inputs[0]], perm=[1, 0])
+    (sums,) = step("MatMulInteger", [values, columns, zero])
+    (floats,) = step("Cast", [sums], to=ir.DataType.FLOAT)
+    (scales,) = step("Mul", [scale, weight.inputs[1]])
+    (new,) = step("Mul", [floats, scales])
+    if matmul.op_type == "Gemm" and len(matmul.inputs) > 2 and matmul.inputs[2] is not None:
+        (new,) = step("Add", [new, matmul.inputs[2]])
+    old = matmul.outputs[0]
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    old.name = f"{old.name}_replaced"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(matmul, safe=True)
+    if user is not matmul:
+        graph.remove(user, safe=True)
+
+
+def strip(model: ir.Model) -> None:
+    """Removes what no runtime reads, and gives short names to inner values; the layers keep their names, for Netron and profilers.
+
+    torch.onnx writes stack traces, more than half of a small file; a name stands in the file once for each reader.
+    """
+    graph = model.graph
+    outputs = set(graph.outputs)
+    layers = {value: node for node in graph if node.op_type == "DequantizeLinear" for value in node.outputs}
+    for node in graph:
+        weights = [layers[value].inputs[0].name for value in node.inputs if value in layers]
+        node.name = next((name.removesuffix(".weight/int8") for name in weights if name.endswith("/int8")), "")
+        node.metadata_props.clear()
+        node.doc_string = None
+    inner = [value for node in graph for value in node.outputs if value not in outputs]
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values(), *inner):
+        value.metadata_props.clear()
+    for index, value in enumerate(inner):
+        value.shape = value.type = None
+        if not value.name.endswith("/int8"):
+            value.name = f"v{index}"
+    for index, (name, value) in enumerate(list(graph.initializers.items())):
+        if name.startswith("val_"):
+            value.name = f"c{index}"
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """The initializer `name` of a graph, made from `array` unless it is there already."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+        graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+    return graph.initializers[name]
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None, f"{value.name} is no constant"
+    return value.const_value.numpy()

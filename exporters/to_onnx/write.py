@@ -1,0 +1,70 @@
+"""From a Program to the bytes of a `.onnx` file for stock onnxruntime."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+
+from qn_deploy.errors import ExportError
+from qn_deploy.program.exporter import Written
+from qn_deploy.program.lower import Activations, Lowered, input_names, lower
+from qn_deploy.program.program import Program
+from qn_deploy.quiet import quiet
+
+from . import passes
+
+OPSET = 18
+
+
+def write(program: Program, activations: Activations) -> Written:
+    """Writes a program with standard ONNX operators only.
+
+    Static activations are quantize/dequantize pairs around each operator, dynamic ones DynamicQuantizeLinear before each linear.
+
+    Raises:
+        ExportError: an operator has no ONNX form, or the file does not pass onnx's checker.
+    """
+    # Dynamic quantization has its own operators in ONNX; they replace the linears of the graph with float activations.
+    lowered = lower(program, Activations.NONE if activations is Activations.DYNAMIC else activations)
+    model = _to_onnx(lowered, program)
+    passes.fold_constants(model)
+    passes.unsigned_activations(model, lowered.weights)
+    passes.pool_globally(model)
+    passes.insert_tables(model, lowered.weights)
+    if activations is Activations.DYNAMIC:
+        passes.quantize_linear_inputs(model)
+        lowered = lower(program, activations)
+    common.RemoveUnusedNodesPass()(model)
+    passes.strip(model)
+    model.producer_name, model.producer_version = "qn-deploy", None
+    model.graph.name = "qn_deploy"
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]  # onnx-ir repeats the shape of each initializer there
+    data: bytes = proto.SerializeToString(deterministic=True)
+    try:
+        onnx.checker.check_model(data, full_check=True)
+    except Exception as error:
+        raise ExportError(f"the written ONNX graph does not pass onnx's checker: {str(error).strip().splitlines()[0]}") from error
+    return Written(data, lowered)
+
+
+def _to_onnx(lowered: Lowered, program: Program) -> ir.Model:
+    outputs = len(program.golden.outputs)
+    output_names = ["output"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
+    try:
+        with quiet():
+            written = torch.onnx.export(
+                lowered.exported,
+                dynamo=True,
+                verbose=False,
+                optimize=False,  # its constant folding would expand small tables
+                opset_version=OPSET,
+                input_names=input_names(lowered.exported),
+                output_names=output_names,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"torch.onnx can't write this graph: {str(error).strip().splitlines()[0]}") from error
+    assert written is not None
+    return written.model

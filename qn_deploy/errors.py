@@ -1,0 +1,25 @@
+"""Errors that a user can act on.
+
+Every message says what was found, what was expected and what to do, and names the layer or the file. The command line prints the
+message alone and exits with 2; a traceback is only ever a bug of ours.
+"""
+
+
+class QnDeployError(Exception):
+    """Base of all errors that are about the user's input or machine, not about our code."""
+
+
+class InputError(QnDeployError):
+    """A file, tensor or option that the user gave can't be used."""
+
+
+class CompressionError(QnDeployError):
+    """A weight can't be compressed as the recipe asks."""
+
+
+class ExportError(QnDeployError):
+    """A model can't be lowered or written for the target."""
+
+
+class ToolchainError(QnDeployError):
+    """A compiler or library that a stage needs is missing on this machine."""

@@ -1,0 +1,1 @@
+"""Programs: capture, save and load, lowering, export."""

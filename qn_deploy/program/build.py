@@ -1,0 +1,159 @@
+"""Export: a Program becomes a build folder with one file for each runtime, golden vectors and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from qn_deploy.compress.weights import CompressedWeight, PQWeight
+from qn_deploy.errors import InputError
+from qn_deploy.files import write_atomic
+from qn_deploy.program.exporter import Exporter, Written, find_exporters
+from qn_deploy.program.integer import IntegerReference, inexact_operators
+from qn_deploy.program.lower import Activations, input_names
+from qn_deploy.program.manifest import GOLDEN, MANIFEST, FileEntry, Manifest, TensorEntry, WeightEntry
+from qn_deploy.program.program import Program
+
+_VERSIONED = ("qn-deploy", "torch", "torchao", "executorch", "onnx", "onnxruntime")
+
+
+def export(
+    program: Program,
+    activations: Activations,
+    folder: Path,
+    target: str,
+    only: tuple[str, ...] = (),
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Manifest:
+    """Writes a build folder: a file for each exporter, golden.safetensors, manifest.json.
+
+    Everything is made in memory first and the manifest is written last, so a failed export leaves an earlier build as it was.
+
+    Args:
+        program: what to export.
+        activations: how activations are quantized, see `choose_activations`.
+        folder: made if it is missing.
+        target: name of the target, for the manifest.
+        only: names of the exporters to use; all that are installed if empty.
+        progress: called with the name of each stage.
+
+    Raises:
+        InputError: an exporter in `only` is not installed, or the folder can't be written.
+        ExportError: a runtime can't take the program.
+    """
+    exporters = find_exporters()
+    if unknown := sorted(set(only) - set(exporters)):
+        raise InputError(f"no exporter named {', '.join(unknown)} is installed; there are {', '.join(exporters)}")
+    chosen = {name: exporter for name, exporter in exporters.items() if not only or name in only}
+    written: dict[str, Written] = {}
+    for name, exporter in chosen.items():
+        progress(f"writing {exporter.filename}")
+        written[name] = exporter.write(program, activations)
+    progress("running the simulated program")
+    golden = save_tensors(_golden(program, activations, written))
+    manifest = _manifest(program, activations, target, chosen, written, golden)
+    progress(f"saving to {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} can't be made: {error.strerror}; choose another folder with --out") from None
+    for name, exporter in chosen.items():
+        write_atomic(folder / exporter.filename, written[name].data)
+    write_atomic(folder / GOLDEN, golden)
+    write_atomic(folder / MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def _golden(program: Program, activations: Activations, written: dict[str, Written]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+
+    def keep(prefix: str, batch: tuple[Tensor, ...]) -> None:
+        tensors.update({f"{prefix}/{index}": tensor.detach().clone().contiguous() for index, tensor in enumerate(batch)})
+
+    keep("input", program.golden.inputs)
+    keep("float", program.golden.outputs)
+    for name, result in written.items():
+        keep(f"simulated/{name}", result.lowered.simulate(program.golden.inputs))
+    if activations is Activations.STATIC:
+        keep("reference", IntegerReference(next(iter(written.values())).lowered.exported)(program.golden.inputs))
+    return tensors
+
+
+def _manifest(
+    program: Program,
+    activations: Activations,
+    target: str,
+    exporters: dict[str, Exporter],
+    written: dict[str, Written],
+    golden: bytes,
+) -> Manifest:
+    exported = program.exported
+    lowered = next(iter(written.values())).lowered.exported
+    values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    steps = _output_steps(lowered) if activations is Activations.STATIC else [None] * len(program.golden.outputs)
+    output_nodes = next(node for node in exported.graph.nodes if node.op == "output").args[0]
+    outputs = [node.meta["val"] for node in output_nodes]
+    names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
+    constants = {**exported.state_dict, **{name: value for name, value in exported.constants.items() if isinstance(value, Tensor)}}
+    plain = sum(value.numel() * value.element_size() for name, value in constants.items() if name not in program.weights)
+    return Manifest(
+        target=target,
+        activations=activations.value,
+        inputs=tuple(_tensor_entry(name, values[name]) for name in input_names(exported)),
+        outputs=tuple(_tensor_entry(name, value, step) for name, value, step in zip(names, outputs, steps, strict=True)),
+        files={
+            exporter.filename: FileEntry(
+                name, exporter.runtime, len(written[name].data), _sha256(written[name].data), written[name].notes
+            )
+            for name, exporter in exporters.items()
+        },
+        golden_sha256=_sha256(golden),
+        weights=describe(program),
+        theoretical_bytes=plain + sum(weight.nbytes for weight in program.weights.values()),
+        float_bytes=sum(value.numel() * value.element_size() for value in constants.values()),
+        versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+        inexact=tuple(inexact_operators(lowered)) if activations is Activations.STATIC else (),
+        recipe=json.loads(program.recipe.to_json()) if program.recipe else None,
+        left=program.left,
+    )
+
+
+def _output_steps(lowered: torch.export.ExportedProgram) -> list[float | None]:
+    """The quantization step of each output: the scale of the dequantize that makes it, or null."""
+    output = next(node for node in lowered.graph.nodes if node.op == "output")
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    return [float(node.args[1]) if node.target is dequantize else None for node in output.args[0]]
+
+
+def _tensor_entry(name: str, value: Tensor, step: float | None = None) -> TensorEntry:
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return TensorEntry(name, str(value.dtype).removeprefix("torch."), shape, step)
+
+
+def describe(program: Program) -> dict[str, WeightEntry]:
+    """What the manifest says of each compressed weight, by its name."""
+    return {name: _weight_entry(weight) for name, weight in program.weights.items()}
+
+
+def _weight_entry(weight: CompressedWeight) -> WeightEntry:
+    digest = _digest(weight.int8())
+    if isinstance(weight, PQWeight):
+        books, size, d = weight.centroids.shape
+        parts = (_digest(weight.codes), _digest(weight.centroids))
+        return WeightEntry("table", weight.shape, weight.nbytes, digest, parts, d, books, size)
+    return WeightEntry("int8", weight.shape, weight.nbytes, digest)
+
+
+def _digest(tensor: Tensor) -> str:
+    return _sha256(tensor.contiguous().numpy().tobytes())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,60 @@
+"""What an exporter is, and how exporters are found: by the entry points `qn_deploy.exporters`, ours through the same door as anyone's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from qn_deploy.program.lower import Activations, Lowered
+from qn_deploy.program.program import Batch, Program
+
+
+@dataclass(frozen=True)
+class Written:
+    """A program in a runtime's own format.
+
+    Attributes:
+        data: the file's bytes.
+        lowered: the simulated program that the file must agree with.
+        notes: what did not go as a user would hope (an operator left to a slower kernel, ...), a line each.
+    """
+
+    data: bytes
+    lowered: Lowered
+    notes: tuple[str, ...] = ()
+
+
+class Exporter(Protocol):
+    """Writes one runtime's format, and reads it back for verification.
+
+    Attributes:
+        filename: the file's name in the build folder.
+        runtime: the runtime's name in reports.
+        optimizes: the runtime rewrites the graph when it loads, and can be told not to.
+    """
+
+    filename: str
+    runtime: str
+    optimizes: bool
+
+    def write(self, program: Program, activations: Activations) -> Written:
+        """Lowers and serializes a program.
+
+        Raises:
+            ExportError: the program holds what the runtime can't take; the message names it.
+        """
+
+    def run(self, data: bytes, batches: tuple[Batch, ...], optimized: bool = True) -> tuple[Batch, ...]:
+        """Runs the file's bytes on the real runtime, one result for each batch; `optimized=False` turns graph rewriting off."""
+
+    def weight_hashes(self, data: bytes) -> set[str]:
+        """The sha256 of each constant of the written file: a table's int8 values, row-major, and every other constant as it is stored."""
+
+    def dense(self, data: bytes) -> bytes:
+        """The same program with every table expanded to plain dense weights, for the stock runtime."""
+
+
+def find_exporters() -> dict[str, Exporter]:
+    """All installed exporters by name, in the order of their names."""
+    return {point.name: point.load() for point in sorted(entry_points(group="qn_deploy.exporters"), key=lambda point: point.name)}

@@ -1,0 +1,117 @@
+"""manifest.json: what stands in a build folder, and what verification holds it to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qn_deploy.errors import InputError
+
+FORMAT, VERSION = "qn-deploy build", 1
+MANIFEST, GOLDEN = "manifest.json", "golden.safetensors"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One program file: the exporter that wrote it, its size and sha256, and what its exporter remarked."""
+
+    exporter: str
+    runtime: str
+    bytes: int
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """An input or output: name, torch dtype, shape (null where it is dynamic), and an output's quantization step (null for float)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """A compressed weight.
+
+    Attributes:
+        kind: table or int8.
+        shape: the weight's own shape.
+        bytes: what a file needs for it.
+        sha256: of its int8 values, row-major.
+        parts: sha256 of the codes and of the centroids, as an embedding holds them, which is looked up and never expanded.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    bytes: int
+    sha256: str
+    parts: tuple[str, ...] = ()
+    block_size: int | None = None
+    codebooks: int | None = None
+    centroids: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of manifest.json.
+
+    Attributes:
+        target: the target's name, see `targets.py`.
+        activations: static, dynamic or none.
+        files: program files by name.
+        golden_sha256: hash of golden.safetensors, which holds `input/I`, `float/I`, `simulated/EXPORTER/I` and, for static int8,
+            `reference/I` (the integer reference).
+        inexact: operators of a static program without an exact integer rule; empty means that runtimes must match bit for bit.
+        theoretical_bytes: codes, centroids, scales, biases and uncompressed constants (paper section 3.3, eq. M).
+        float_bytes: the same model with every constant as stored before compression (float32).
+        left: weights that kept another form than the recipe asked for, with the reason.
+    """
+
+    target: str
+    activations: str
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    files: dict[str, FileEntry]
+    golden_sha256: str
+    weights: dict[str, WeightEntry]
+    theoretical_bytes: int
+    float_bytes: int
+    versions: dict[str, str]
+    inexact: tuple[str, ...] = ()
+    recipe: dict[str, Any] | None = None
+    left: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of manifest.json; keys sorted, so that the same build gives the same bytes."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads the manifest of a build folder.
+
+    Raises:
+        InputError: the folder holds no manifest, or one that this version can't read.
+    """
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text())
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise InputError(f"{path} is no manifest of qn-deploy; export the model again with qn-deploy export")
+        if (version := data.pop("version", None)) != VERSION:
+            raise InputError(f"{path} has version {version}, this qn-deploy reads version {VERSION}; export the model again")
+        data["files"] = {name: FileEntry(**{**entry, "notes": tuple(entry["notes"])}) for name, entry in data["files"].items()}
+        for key in ("inputs", "outputs"):
+            data[key] = tuple(TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in data[key])
+        data["weights"] = {name: WeightEntry(**{**entry, "shape": tuple(entry["shape"]), "parts": tuple(entry["parts"])}) for name, entry in data["weights"].items()}
+        return Manifest(**{**data, "inexact": tuple(data["inexact"])})
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no {MANIFEST}; it is not the folder of an export. Write one: qn-deploy export model.pt") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}") from None
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); export the model again with qn-deploy export") from None

@@ -1,0 +1,1 @@
+"""Verification: numerics, isolated runs, the parity ladder."""

@@ -1,0 +1,98 @@
+"""Runs a program file in a child process: a runtime that crashes is then a line of the report, not the end of the program."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from qn_deploy.errors import QnDeployError
+from qn_deploy.program.exporter import find_exporters
+from qn_deploy.program.program import Batch
+
+
+class RuntimeFailure(QnDeployError):
+    """The runtime refused or crashed; the message says how."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a program file: its bytes, and whether the runtime may rewrite the graph."""
+
+    data: bytes
+    optimized: bool = True
+
+
+def run_isolated(exporter: str, runs: tuple[Run, ...], inputs: Batch, timeout_s: float = 600.0) -> tuple[Batch | RuntimeFailure, ...]:
+    """Runs each program on the same inputs, all in one child process.
+
+    Args:
+        exporter: name of the exporter whose runtime to use.
+        runs: the programs.
+        inputs: one batch.
+        timeout_s: seconds after which the child is killed.
+
+    Returns:
+        For each run its outputs, or how it failed. After a crash the remaining runs get a process of their own.
+    """
+    results: list[Batch | RuntimeFailure] = []
+    while len(results) < len(runs):
+        results += _run_some(exporter, runs[len(results) :], inputs, timeout_s)
+    return tuple(results)
+
+
+def _run_some(exporter: str, runs: tuple[Run, ...], inputs: Batch, timeout_s: float) -> list[Batch | RuntimeFailure]:
+    with tempfile.TemporaryDirectory(prefix="qn-deploy-") as name:
+        folder = Path(name)
+        save_file({str(index): tensor.detach().contiguous() for index, tensor in enumerate(inputs)}, folder / "inputs")
+        for index, run in enumerate(runs):
+            (folder / f"program{index}").write_bytes(run.data)
+        (folder / "request.json").write_text(json.dumps({"exporter": exporter, "optimized": [run.optimized for run in runs]}))
+        try:
+            child = subprocess.run(
+                [sys.executable, "-m", "qn_deploy.verify.isolated", name], capture_output=True, text=True, timeout=timeout_s
+            )
+            ending = f"ended with exit code {child.returncode}"
+            if child.returncode < 0:
+                ending = f"crashed with {signal.Signals(-child.returncode).name}"
+            elif child.stderr.strip():
+                ending += f": {child.stderr.strip().splitlines()[-1]}"
+        except subprocess.TimeoutExpired:
+            ending = f"did not end within {timeout_s:g} s"
+        results: list[Batch | RuntimeFailure] = []
+        for index in range(len(runs)):
+            if (failure := folder / f"failure{index}").exists():
+                results.append(RuntimeFailure(failure.read_text()))
+            elif (outputs := folder / f"outputs{index}").exists():
+                tensors = load_file(outputs)
+                results.append(tuple(tensors[str(position)] for position in range(len(tensors))))
+            else:
+                results.append(RuntimeFailure(f"the runtime {ending}"))
+                break  # what comes after a crash was not tried
+        return results
+
+
+def _child(folder: Path) -> None:
+    request = json.loads((folder / "request.json").read_text())
+    tensors = load_file(folder / "inputs")
+    inputs = tuple(tensors[str(index)] for index in range(len(tensors)))
+    exporter = find_exporters()[request["exporter"]]
+    for index, optimized in enumerate(request["optimized"]):
+        try:
+            (outputs,) = exporter.run((folder / f"program{index}").read_bytes(), (inputs,), optimized=optimized)
+        except Exception as error:  # whatever a runtime raises is a finding for the report
+            (folder / f"failure{index}").write_text(f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0])
+            continue
+        # Written under another name first: a file that is there is whole.
+        save_file({str(position): tensor.contiguous() for position, tensor in enumerate(outputs)}, folder / "unfinished")
+        (folder / "unfinished").rename(folder / f"outputs{index}")
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]))

@@ -1,0 +1,202 @@
+"""The parity ladder: every export climbs it, one rung for each way in which a deployed model can be wrong.
+
+    1 rewrite   the weights in the written file decode to the table's values. Exact.
+    2 export    the runtime without its optimizer against the simulated program: at most 1 step.
+    3 runtime   the runtime as shipped against the integer reference: bit-identical where every operator has an exact rule,
+                else SQNR and the largest output agree.
+    4 twins     tables against dense int8 weights: bit-identical; the runtimes against each other: at most 1 step.
+    5 loss      the float model against the simulated program: reported; fails only below a limit that the user sets.
+
+Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss can't be mistaken for each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from qn_deploy.errors import InputError, QnDeployError
+from qn_deploy.program.exporter import Exporter, find_exporters
+from qn_deploy.program.manifest import GOLDEN, FileEntry, Manifest, read_manifest
+from qn_deploy.program.program import Batch
+from qn_deploy.verify.isolated import Run, RuntimeFailure, run_isolated
+from qn_deploy.verify.numerics import Agreement, compare
+
+MAX_STEPS_EXPORT = 1  # float sums round differently in long chains; a single layer gives 0
+MAX_STEPS_TWINS = 1
+MIN_SQNR_DB = 40.0  # runtime against simulation, where no exact rule exists
+ROUNDING = 1e-3  # of a step: outputs are step * integer in float32
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: a rung, what was compared, what was found, and the verdict (None where there is no limit)."""
+
+    rung: int
+    what: str
+    found: str
+    limit: str
+    passed: bool | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the climb found. `passed` is true if no check failed."""
+
+    folder: str
+    manifest: Manifest
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True if no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+
+def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[str], None] = lambda stage: None) -> Report:
+    """Climbs the ladder for every file of a build folder, on the real runtimes of this machine.
+
+    Args:
+        folder: a folder that export wrote.
+        min_sqnr_db: limit of rung 5 in dB; None only reports it.
+        progress: called with the name of each stage.
+
+    Raises:
+        InputError: the folder is no build, or a file is missing or differs from its hash in the manifest.
+    """
+    manifest = read_manifest(folder)
+    golden = load_tensors(_checked(folder / GOLDEN, manifest.golden_sha256))
+    files = {name: _checked(folder / name, entry.sha256) for name, entry in manifest.files.items()}
+    exporters = find_exporters()
+    checks: list[Check] = []
+    outputs: dict[str, Batch] = {}
+    for name, entry in manifest.files.items():
+        if entry.exporter not in exporters:
+            raise InputError(f"{name} was written by the exporter {entry.exporter!r}, which is not installed here")
+        progress(f"{name} on {entry.runtime}")
+        file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
+        checks += file_checks
+        if result is not None:
+            outputs[name] = result
+    checks += _check_runtimes(manifest, outputs)
+    checks += _check_loss(manifest, golden, min_sqnr_db)
+    return Report(str(folder), manifest, tuple(sorted(checks, key=lambda check: check.rung)))
+
+
+def _checked(path: Path, sha256: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); the manifest lists it. Export the model again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{path} is not the file that was exported: its sha256 differs from the manifest's. Export the model again")
+    return data
+
+
+def _check_file(
+    manifest: Manifest, entry: FileEntry, name: str, data: bytes, exporter: Exporter, golden: dict[str, Tensor]
+) -> tuple[list[Check], Batch | None]:
+    try:
+        checks = [_check_weights(manifest, name, exporter.weight_hashes(data))]
+        dense = exporter.dense(data)
+    except QnDeployError as error:
+        return [Check(1, f"{name}: weights", str(error), "decode", False)], None
+    runs = (Run(data), Run(dense), Run(data, optimized=False))
+    shipped, twin, plain = run_isolated(entry.exporter, runs, _batch(golden, "input"))
+    simulated = _batch(golden, f"simulated/{entry.exporter}")
+    if exporter.optimizes:
+        checks.append(_judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, _within(MAX_STEPS_EXPORT)))
+    reference = _batch(golden, "reference") or simulated
+    what = "integer reference" if "reference/0" in golden else "simulation"
+    exact = "reference/0" in golden and not manifest.inexact
+    checks.append(_judge(3, f"{name} to {what}", shipped, reference, manifest, _identical if exact else _similar))
+    if isinstance(shipped, RuntimeFailure):
+        return checks, None
+    checks.append(_judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, _identical))
+    return checks, shipped
+
+
+def _check_weights(manifest: Manifest, name: str, found: set[str]) -> Check:
+    tables = {weight: entry for weight, entry in manifest.weights.items() if entry.kind == "table"}
+    wrong = sorted(weight for weight, entry in tables.items() if entry.sha256 not in found and not found.issuperset(entry.parts))
+    verdict = f"{len(tables) - len(wrong)} of {len(tables)} tables" + (f"; wrong: {', '.join(wrong)}" if wrong else "")
+    return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong)
+
+
+def _check_runtimes(manifest: Manifest, outputs: dict[str, Batch]) -> list[Check]:
+    if manifest.activations != "static":  # dynamic ranges are per tensor in one runtime and per row in the other: two programs
+        return []
+    return [
+        _judge(4, f"{first} to {second}", outputs[first], outputs[second], manifest, _within(MAX_STEPS_TWINS))
+        for first, second in itertools.combinations(outputs, 2)
+    ]
+
+
+def _check_loss(manifest: Manifest, golden: dict[str, Tensor], min_sqnr_db: float | None) -> list[Check]:
+    checks = []
+    for exporter in sorted({entry.exporter for entry in manifest.files.values()}):
+        for output, found, expected in _outputs(manifest, _batch(golden, f"simulated/{exporter}"), _batch(golden, "float")):
+            result = compare(found, expected)
+            verdict = f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.4f}, max {result.max_error:.3g}, top-1 {result.top1:.1%}"
+            limit = "reported" if min_sqnr_db is None else f">= {min_sqnr_db:g} dB"
+            passed = None if min_sqnr_db is None else result.sqnr_db >= min_sqnr_db
+            checks.append(Check(5, f"float model to simulation ({exporter}){output}", verdict, limit, passed))
+    return checks
+
+
+Criterion = Callable[[Agreement], tuple[bool, str]]
+
+
+def _within(steps: int) -> Criterion:
+    def criterion(result: Agreement) -> tuple[bool, str]:
+        if result.steps is None:
+            return _similar(result)
+        return result.steps <= steps + ROUNDING, f"<= {steps} step" + "s" * (steps != 1)
+
+    return criterion
+
+
+def _identical(result: Agreement) -> tuple[bool, str]:
+    return result.identical, "bit-identical"
+
+
+def _similar(result: Agreement) -> tuple[bool, str]:
+    return result.sqnr_db >= MIN_SQNR_DB and result.top1 == 1.0, f"SQNR >= {MIN_SQNR_DB:g} dB, same top-1"
+
+
+def _judge(rung: int, what: str, found: Batch | RuntimeFailure, expected: Batch, manifest: Manifest, criterion: Criterion) -> Check:
+    if isinstance(found, RuntimeFailure):
+        return Check(rung, what, str(found), "runs", False)
+    passed, said, limit = True, [], ""
+    for output, (label, one, other) in zip(manifest.outputs, _outputs(manifest, found, expected), strict=True):
+        if one.shape != other.shape:
+            return Check(rung, what, f"shape {list(one.shape)}{label}, expected {list(other.shape)}", "same shape", False)
+        result = compare(one, other, output.step)
+        good, limit = criterion(result)
+        passed &= good
+        said.append(_describe(result) + label)
+    return Check(rung, what, "; ".join(said), limit, passed)
+
+
+def _describe(result: Agreement) -> str:
+    if result.identical:
+        return "bit-identical"
+    if result.steps is not None:
+        return f"{result.steps:.0f} step{'s' * (round(result.steps) != 1)}, {result.differing:.2%} of values, SQNR {result.sqnr_db:.1f} dB"
+    return f"SQNR {result.sqnr_db:.1f} dB, top-1 {result.top1:.1%}"
+
+
+def _outputs(manifest: Manifest, found: Batch, expected: Batch) -> list[tuple[str, Tensor, Tensor]]:
+    labels = [f" [{entry.name}]" if len(manifest.outputs) > 1 else "" for entry in manifest.outputs]
+    return list(zip(labels, found, expected, strict=True))
+
+
+def _batch(golden: dict[str, Tensor], prefix: str) -> Batch:
+    count = sum(name.rpartition("/")[0] == prefix for name in golden)
+    return tuple(golden[f"{prefix}/{index}"] for index in range(count))

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qn_deploy.compress.weights import IntWeight, PQWeight, row_scale
+from qn_deploy.errors import CompressionError
+
+
+def a_table(**changes: Any) -> PQWeight:
+    """Two rows of two blocks of two weights; block column 0 reads codebook 0, column 1 codebook 1."""
+    fields: dict[str, Any] = {
+        "codes": torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8),
+        "centroids": torch.tensor([[[1, 2], [3, 4]], [[5, 6], [-127, 127]]], dtype=torch.int8),
+        "scale": torch.tensor([0.5, 2.0]),
+        "shape": (2, 4),
+    }
+    return PQWeight(**{**fields, **changes})
+
+
+def test_a_table_decodes_to_these_bytes() -> None:
+    table = a_table()
+    assert table.rows.tolist() == [[0, 3], [1, 2]]
+    assert table.int8().tolist() == [[1, 2, -127, 127], [3, 4, 5, 6]]
+    assert table.dequantize().tolist() == [[0.5, 1.0, -63.5, 63.5], [6.0, 8.0, 10.0, 12.0]]
+    assert table.int8().dtype == torch.int8 and table.rows.dtype == torch.int32
+    assert (table.block_size, table.nbytes) == (2, 4 + 8 + 2 * 4)
+
+
+def test_one_scale_serves_every_row() -> None:
+    assert a_table(scale=torch.tensor([2.0])).dequantize().tolist() == [[2.0, 4.0, -254.0, 254.0], [6.0, 8.0, 10.0, 12.0]]
+
+
+def test_codebooks_that_do_not_divide_the_columns_follow_the_formula() -> None:
+    codes = torch.zeros(1, 5, dtype=torch.uint8)
+    table = PQWeight(codes, torch.tensor([[[7]], [[9]]], dtype=torch.int8), torch.ones(1), (1, 5))
+    assert table.int8().tolist() == [[7, 7, 7, 9, 9]]  # i*2 // 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.data())
+def test_every_block_is_scale_times_its_centroid(out: int, columns: int, books: int, d: int, data: st.DataObject) -> None:
+    books = min(books, columns)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    codes = torch.randint(0, 5, (out, columns), generator=generator).to(torch.uint8)
+    centroids = torch.randint(-127, 128, (books, 5, d), generator=generator).to(torch.int8)
+    scale = torch.rand(out, generator=generator) + 0.1
+    weight = PQWeight(codes, centroids, scale, (out, columns * d)).dequantize()
+    for o in range(out):
+        for i in range(columns):
+            expected = scale[o] * centroids[i * books // columns, int(codes[o, i])]
+            assert torch.equal(weight[o, i * d : (i + 1) * d], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"codes": torch.zeros(2, 2)}, r"codes must be uint8 \[out, B\], found torch.float32"),
+        ({"centroids": torch.zeros(2, 2, dtype=torch.int8)}, r"centroids must be int8 \[G, K, d\]"),
+        ({"shape": (2, 5)}, "do not fill a weight of shape"),
+        ({"shape": (4, 2)}, "do not fill a weight of shape"),
+        ({"codes": torch.full((2, 2), 2, dtype=torch.uint8)}, "code 2 points past the last of 2 centroids"),
+        ({"centroids": torch.full((2, 2, 2), -128, dtype=torch.int8)}, "-128"),
+        ({"centroids": torch.zeros(3, 2, 2, dtype=torch.int8)}, "3 codebooks"),
+        ({"scale": torch.ones(3)}, r"scale must be float32 \[2\] or \[1\]"),
+        ({"scale": torch.tensor([1.0, 0.0])}, "zero, negative or not finite"),
+        ({"scale": torch.tensor([1.0, float("nan")])}, "zero, negative or not finite"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict[str, Tensor], says: str) -> None:
+    with pytest.raises(CompressionError, match=says):
+        a_table(**changes)
+
+
+def test_int8_puts_each_rows_largest_at_127() -> None:
+    weight = IntWeight.from_float(torch.tensor([[1.27, -0.1], [0.0, 0.0], [-254.0, 1.0]]))
+    assert weight.values.tolist() == [[127, -10], [0, 0], [-127, 0]]  # 0.5 rounds to even
+    assert weight.scale[1:].tolist() == [1.0, 2.0]
+    assert (weight.nbytes, weight.shape) == (6 + 12, (3, 2))
+
+
+def test_int8_per_tensor_has_one_scale() -> None:
+    weight = IntWeight.from_float(torch.tensor([[1.0], [127.0]]), per_channel=False)
+    assert (weight.values.tolist(), weight.scale.tolist()) == ([[1], [127]], [1.0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_int8_is_within_half_a_step(rows: list[list[float]]) -> None:
+    weight = torch.tensor(rows)
+    quantized = IntWeight.from_float(weight)
+    assert ((quantized.dequantize() - weight).abs() <= quantized.scale[:, None] * 0.501).all()
+
+
+def test_int8_refuses_nan_and_minus_128() -> None:
+    with pytest.raises(CompressionError, match="NaN or infinity"):
+        IntWeight.from_float(torch.tensor([[float("nan")]]))
+    with pytest.raises(CompressionError, match="least -128"):
+        IntWeight(torch.tensor([[-128]], dtype=torch.int8), torch.ones(1))
+
+
+def test_row_scale_is_positive_for_any_row() -> None:
+    assert (row_scale(torch.tensor([[0.0], [1e-45], [254.0]])) > 0).all()

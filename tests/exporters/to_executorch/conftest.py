@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import pytest
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
+from qn_deploy.exporters.to_executorch.table_blob import DType, named_blobs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qn_deploy.compress.weights import PQWeight
+from qn_deploy.quiet import quiet
+
+Q = torch.ops.quantized_decomposed
+STEP = 0.05  # of the static int8 activations
+
+
+def random_table(shape: tuple[int, ...], block: int, size: int = 16, books: int = 1, seed: int = 0) -> PQWeight:
+    torch.manual_seed(seed)
+    return PQWeight(
+        codes=torch.randint(0, size, (shape[0], prod(shape[1:]) // block), dtype=torch.uint8),
+        centroids=torch.randint(-127, 128, (books, size, block), dtype=torch.int8),
+        scale=torch.rand(shape[0]) * 0.01 + 0.001,
+        shape=shape,
+    )
+
+
+TABLES = {
+    "conv": random_table((32, 8, 3, 3), block=9, seed=1),
+    "grouped": random_table((64, 16, 1, 1), block=4, seed=2),
+    "depthwise": random_table((64, 1, 5, 5), block=25, size=8, seed=3),
+    "linear": random_table((48, 64), block=8, books=4, seed=4),
+}
+
+
+class Net(nn.Module):
+    """One layer of each kind. With int8 activations they are static around the convolutions and dynamic before the linear layer."""
+
+    def __init__(self, int8: bool) -> None:
+        super().__init__()
+        self.int8 = int8
+        for name, table in TABLES.items():
+            self.register_buffer(name, table.int8() if int8 else table.dequantize())
+            self.register_buffer(name + "_scale", table.scale)
+            self.register_buffer(name + "_zero", torch.zeros(table.shape[0], dtype=torch.int64))
+            self.register_buffer(name + "_bias", torch.linspace(-1, 1, table.shape[0]))
+
+    def weight(self, name: str) -> Tensor:
+        values: Tensor = getattr(self, name)
+        if not self.int8:
+            return values
+        scale, zero = getattr(self, name + "_scale"), getattr(self, name + "_zero")
+        return Q.dequantize_per_channel(values, scale, zero, 0, -127, 127, torch.int8)
+
+    def static(self, x: Tensor) -> Tensor:
+        if not self.int8:
+            return x
+        return Q.dequantize_per_tensor(Q.quantize_per_tensor(x, STEP, 3, -128, 127, torch.int8), STEP, 3, -128, 127, torch.int8)
+
+    def dynamic(self, x: Tensor) -> Tensor:
+        if not self.int8:
+            return x
+        scale, zero = Q.choose_qparams.tensor(x, -128, 127, 1e-7, torch.int8)
+        return Q.dequantize_per_tensor.tensor(
+            Q.quantize_per_tensor.tensor(x, scale, zero, -128, 127, torch.int8), scale, zero, -128, 127, torch.int8
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.static(x)
+        x = self.static(F.conv2d(x, self.weight("conv"), self.conv_bias, padding=1).relu())
+        x = self.static(F.conv2d(x, self.weight("grouped"), self.grouped_bias, groups=2))
+        x = self.static(F.conv2d(x, self.weight("depthwise"), self.depthwise_bias, groups=64))
+        return F.linear(self.dynamic(x.mean((2, 3))), self.weight("linear"), self.linear_bias)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    stock: bytes
+    tables: dict[str, bytes]
+    inputs: tuple[Tensor, ...]
+    outputs: Tensor
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", params=list(DType), ids=lambda dtype: dtype.name.lower())
+def lowered(request: pytest.FixtureRequest, cache_folder: None) -> Lowered:
+    torch.set_num_threads(1)
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    net = Net(int8=request.param is DType.INT8).eval()
+    inputs = (torch.randn(1, 8, 7, 7, generator=torch.Generator().manual_seed(0)),)
+    with quiet():
+        edge = to_edge_transform_and_lower(
+            torch.export.export(net, inputs),
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        stock = bytes(edge.to_executorch().buffer)
+    return Lowered(stock, named_blobs(TABLES, request.param), inputs, net(*inputs))

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qn_deploy.exporters.to_executorch import build
+from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_layout, unpack
+
+from qn_deploy.compress.weights import PQWeight
+from qn_deploy.errors import InputError, ToolchainError
+
+# rows 2, inner 1, spatial 4: blocks of 2, so 2 block columns, each with its own codebook of 3 centroids
+SMALL = PQWeight(
+    codes=torch.tensor([[0, 2], [1, 0]], dtype=torch.uint8),
+    centroids=torch.tensor([[[1, 2], [3, 4], [5, 6]], [[-1, -2], [-3, -4], [-5, -6]]], dtype=torch.int8),
+    scale=torch.tensor([0.5, 2.0]),
+    shape=(2, 1, 2, 2),
+)
+SMALL_BLOB = bytes.fromhex(
+    "89 51 4e 54 41 42 4c 45 85 f3 ed 1b 71 4d 7a 2f"  # magic
+    "01 00  02  02  08  00 00 00"  # version 1, float32, SIO, 8-bit codes, reserved
+    "02 00 00 00  01 00 00 00  04 00 00 00"  # rows, inner, spatial
+    "02 00 00 00  02 00 00 00  03 00 00 00"  # block size, codebooks, centroids
+    "00 00 00 3f  00 00 00 40"  # scales
+    "01 02 03 04 05 06  ff fe fd fc fb fa"  # centroids
+    "00 02 01 00"  # codes
+)
+
+READER = r"""
+#include <cstdio>
+#include <memory>
+#include "table_blob.h"
+int main() {  // stdin: (u32 length, blob)*; stdout: (u64 dense length or all ones, dense)*
+  uint32_t size;
+  while (fread(&size, sizeof size, 1, stdin) == 1) {
+    std::unique_ptr<uint8_t[]> data(new uint8_t[size]);  // exactly as long as the blob, so that the sanitizer sees every step past it
+    if (size && fread(data.get(), size, 1, stdin) != 1) return 1;
+    const auto blob = qn::TableBlob::parse(data.get(), size);
+    const uint64_t dense = blob ? blob->dense_bytes() : ~uint64_t{0};
+    fwrite(&dense, sizeof dense, 1, stdout);
+    if (!blob) continue;
+    std::unique_ptr<uint8_t[]> out(new uint8_t[dense]);
+    blob->expand(out.get());
+    fwrite(out.get(), dense, 1, stdout);
+  }
+}
+"""
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> PQWeight:
+    rows, inner, spatial = draw(st.integers(1, 5)), draw(st.integers(1, 6)), draw(st.integers(1, 9))
+    row = inner * spatial
+    block = draw(st.sampled_from([d for d in range(1, row + 1) if row % d == 0]))
+    columns = row // block
+    books, size = draw(st.integers(1, columns)), draw(st.sampled_from([1, 2, 16, 256]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    return PQWeight(
+        codes=torch.randint(0, size, (rows, columns), dtype=torch.uint8, generator=generator),
+        centroids=torch.randint(-127, 128, (books, size, block), dtype=torch.int8, generator=generator),
+        scale=torch.rand(draw(st.sampled_from([1, rows])), generator=generator) + 1e-6,
+        shape=(rows, inner, spatial),
+    )
+
+
+@pytest.fixture(scope="module")
+def native_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        compiler = build.find_compiler()
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "reader.cpp").write_text(READER)
+    command = [*compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    native = Path(build.__file__).parent / "native"
+    subprocess.run([*command, f"-I{native}", str(folder / "reader.cpp"), "-o", str(folder / "reader")], check=True)
+    return folder / "reader"
+
+
+def read_natively(reader: Path, blobs: list[bytes]) -> list[bytes | None]:
+    given_bytes = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
+    answer = subprocess.run([reader], input=given_bytes, capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr.decode()
+    results: list[bytes | None] = []
+    at = 0
+    for _ in blobs:
+        (size,) = struct.unpack_from("<Q", answer.stdout, at)
+        at += 8
+        results.append(None if size == 2**64 - 1 else answer.stdout[at : at + size])
+        at += 0 if size == 2**64 - 1 else size
+    assert at == len(answer.stdout)
+    return results
+
+
+def read_in_python(blob: bytes) -> bytes | None:
+    try:
+        return unpack(blob)
+    except InputError:
+        return None
+
+
+def test_pack_writes_the_bytes_of_the_specification() -> None:
+    assert pack(SMALL, Layout.SIO, DType.FLOAT32) == SMALL_BLOB
+
+
+def test_unpack_reads_the_bytes_of_the_specification() -> None:
+    rows = [[0.5 * v for v in (1, 2, -5, -6)], [2.0 * v for v in (3, 4, -1, -2)]]
+    assert unpack(SMALL_BLOB) == struct.pack("<8f", *(rows[o][p] for p in range(4) for o in range(2)))
+
+
+@given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
+@settings(max_examples=40, deadline=None)
+def test_a_blob_holds_the_weight_in_its_layout(table: PQWeight, layout: Layout, dtype: DType) -> None:
+    weight = table.int8() if dtype is DType.INT8 else table.dequantize()
+    axes = {"O": 0, "I": 1, "S": 2}
+    expected = weight.permute([axes[letter] for letter in layout.name]).contiguous().numpy().tobytes()
+    assert unpack(pack(table, layout, dtype)) == expected == dense(table, layout, dtype)
+
+
+def test_native_reader_expands_as_python_does(native_reader: Path) -> None:
+    blobs: list[bytes] = [SMALL_BLOB]
+
+    @given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
+    @settings(max_examples=150, deadline=None, database=None)
+    def collect(table: PQWeight, layout: Layout, dtype: DType) -> None:
+        blobs.append(pack(table, layout, dtype))
+
+    collect()
+    assert read_natively(native_reader, blobs) == [unpack(blob) for blob in blobs]
+
+
+def test_native_reader_refuses_what_python_refuses(native_reader: Path) -> None:
+    rng = random.Random(0)
+    blobs = [SMALL_BLOB[:n] for n in range(len(SMALL_BLOB))]
+    for _ in range(3000):
+        blob = bytearray(pack(SMALL, rng.choice(list(Layout)), rng.choice(list(DType))))
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            blob[rng.randrange(16, len(blob))] = rng.choice([0, 1, 2, 3, 4, 8, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        blobs.append(bytes(blob))
+    for field in range(24, 48, 4):  # sizes whose products overflow 32 and 64 bits
+        for size in (0, 1, 2**16, 2**31, 2**32 - 1):
+            blobs.append(SMALL_BLOB[:field] + struct.pack("<I", size) + SMALL_BLOB[field + 4 :])
+    blobs += [SMALL_BLOB[:24] + struct.pack("<6I", *sizes) for sizes in ([2**32 - 1] * 6, [2**32 - 1] * 5 + [256])]
+    # One rule broken, the length right for it: more codebooks than columns, K = 257, blocks across rows, no rows at all.
+    for sizes, body in (
+        ((2, 1, 4, 2, 3, 2), 12 + 4),
+        ((2, 1, 4, 2, 1, 257), 514 + 4),
+        ((2, 1, 4, 3, 1, 1), 3 + 2),
+        ((0, 1, 4, 2, 1, 1), 2),
+    ):
+        blobs.append(SMALL_BLOB[:18] + b"\1" + SMALL_BLOB[19:24] + struct.pack("<6I", *sizes) + bytes(body))
+        assert read_in_python(blobs[-1]) is None
+    native, python = read_natively(native_reader, blobs), [read_in_python(blob) for blob in blobs]
+    assert native == python
+    assert 100 < sum(result is None for result in python) < len(blobs) - 100  # both verdicts occur
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param(lambda b: b[:-1], "header promises", id="short"),
+        pytest.param(lambda b: b + b"\0", "header promises", id="long"),
+        pytest.param(lambda b: b[:40], "no table blob", id="half a header"),
+        pytest.param(lambda b: b"\x88" + b[1:], "no table blob", id="magic"),
+        pytest.param(lambda b: b[:16] + b"\2" + b[17:], "version 2", id="version"),
+        pytest.param(lambda b: b[:18] + b"\3" + b[19:], "dtype 3", id="dtype"),
+        pytest.param(lambda b: b[:19] + b"\3" + b[20:], "layout 3", id="layout"),
+        pytest.param(lambda b: b[:20] + b"\4" + b[21:], "4-bit codes", id="code bits"),
+        pytest.param(lambda b: b[:21] + b"\1" + b[22:], "reserved 010000", id="reserved"),
+        pytest.param(lambda b: b[:36] + b"\3" + b[37:], "blocks of 3", id="block does not divide"),
+        pytest.param(lambda b: b[:40] + b"\3" + b[41:], "3 codebooks", id="more codebooks than columns"),
+        pytest.param(lambda b: b[:44] + b"\1\1" + b[46:], "257 centroids", id="too many centroids"),
+        pytest.param(lambda b: b[:48] + bytes(4) + b[52:], "scale", id="zero scale"),
+        pytest.param(lambda b: b[:56] + b"\x80" + b[57:], "-128", id="centroid -128"),
+        pytest.param(lambda b: b[:-1] + b"\3", "code 3", id="code past the table"),
+    ],
+)
+def test_a_damaged_blob_is_refused_by_name(change: object, reason: str) -> None:
+    assert callable(change)
+    with pytest.raises(InputError, match=reason):
+        unpack(change(SMALL_BLOB))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((8, 16), Layout.OIS),
+        ((8, 16, 1, 1), Layout.OIS),
+        ((8, 16, 3, 3), Layout.OSI),
+        ((8, 1, 3, 3), Layout.SIO),
+        ((8, 1, 1, 1), Layout.OIS),
+    ],
+)
+def test_stored_layout(shape: tuple[int, ...], layout: Layout) -> None:
+    assert stored_layout(shape) is layout
+
+
+def test_named_blobs_are_found_by_the_digest_of_the_dense_bytes_and_only_where_smaller() -> None:
+    codes = torch.zeros(64, 32, dtype=torch.uint8)
+    large = PQWeight(codes, torch.ones(1, 2, 8, dtype=torch.int8), torch.ones(1), (64, 256))
+    assert named_blobs({"large": large, "small": SMALL}, DType.INT8) == {
+        sha256(large.int8().numpy().tobytes()).hexdigest(): pack(large, Layout.OIS, DType.INT8)
+    }
+
+
+def test_the_magic_is_derived_not_chosen() -> None:
+    assert b"\x89QNTABLE" + sha256(b"qn-deploy table blob").digest()[:8] == MAGIC
