@@ -26,10 +26,19 @@ class Table:
     Attributes:
         block_size: d, the weights that one code stands for.
         centroids: K, the size of a codebook, 2 to 256.
+
+    Raises:
+        InputError: sizes out of these ranges.
     """
 
     block_size: int
     centroids: int = 256
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1 or not 2 <= self.centroids <= 256:
+            raise InputError(
+                f"a table of {self.centroids} centroids for blocks of {self.block_size}; expected 2 to 256 centroids, blocks of 1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,9 @@ def _class_name(module: nn.Module) -> str:
 
 
 def compressible(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """All weights that a recipe may speak of: (parameter name, owning module, weight), in the model's order, each tensor once."""
-    seen: set[int] = set()
+    """All weights that a recipe may speak of: (parameter name, owning module, weight), in the model's order, a tied weight by each name."""
     for path, module in model.named_modules():
-        if isinstance(module, COMPRESSIBLE) and id(module) not in seen:
-            seen.add(id(module))
+        if isinstance(module, COMPRESSIBLE):
             yield (f"{path}.weight" if path else "weight"), module, module.weight
 
 

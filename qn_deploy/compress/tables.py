@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 
 from qn_deploy.compress.kmeans import kmeans, nearest, used
-from qn_deploy.compress.weights import INT8_MAX, MAX_CENTROIDS, PQWeight
+from qn_deploy.compress.weights import DEAD_ROW, INT8_MAX, MAX_CENTROIDS, PQWeight
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
-
-# A row this much smaller than the largest counts as zero. Dead channels decay to 1e-20; a scale that small would push the int32 bias
-# of a quantized layer, bias / (input scale * weight scale), out of range.
-_DEAD = 1e-6
 
 
 def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel: bool = True) -> PQWeight:
@@ -66,7 +62,7 @@ def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel:
 def _row_rms(rows: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [out] root mean square of each row, the mean of the others for dead rows; bool [out], False for the dead."""
     rms = rows.double().square().mean(1).sqrt()
-    live = rms > _DEAD * rms.max()
+    live = rms > DEAD_ROW * rms.max()
     usual = rms[live].mean() if live.any() else torch.ones((), dtype=torch.float64)
     tiny = torch.finfo(torch.float32).tiny
     return torch.where(live, rms, usual).clamp_min(tiny).float(), live

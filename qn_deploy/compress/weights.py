@@ -15,6 +15,9 @@ from qn_deploy.errors import CompressionError
 
 INT8_MAX = 127  # symmetric: -128 is never used, as XNNPACK asks of weights
 MAX_CENTROIDS = 256  # what one uint8 code can address
+# A row this much smaller than the largest counts as zero. Dead channels decay to 1e-20; a scale that small would push the int32 bias of
+# a quantized layer, bias / (input scale * weight scale), out of range.
+DEAD_ROW = 1e-6
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,13 @@ CompressedWeight = PQWeight | IntWeight
 
 
 def row_scale(rows: Tensor) -> Tensor:
-    """float32 [n]: the scale that puts each row's largest magnitude at 127; 1 for a row of zeros, since a scale must be positive."""
+    """float32 [n]: the scale that puts each row's largest magnitude at 127.
+
+    A dead row gets the largest row's scale, and so decodes to zeros; a tensor of zeros gets 1/127.
+    """
     largest = rows.abs().amax(1)
-    return torch.where(largest > 0, (largest / INT8_MAX).clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+    top = largest.max()
+    return torch.where(largest > top * DEAD_ROW, largest, top if top > 0 else torch.ones(())).div(INT8_MAX)
 
 
 def _per_row(scale: Tensor, values: Tensor) -> Tensor:

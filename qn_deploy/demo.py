@@ -1,0 +1,185 @@
+"""`qn-deploy demo`: the whole road on scikit-learn's handwritten digits, in about a minute on two cores."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table as TextTable
+from torch import Tensor, nn
+
+from qn_deploy import noise
+from qn_deploy.compress import IPQ, CompressedWeight, compress, ipq
+from qn_deploy.program import build
+from qn_deploy.program.exporter import find_exporters
+from qn_deploy.program.lower import Activations, lower
+from qn_deploy.program.manifest import Manifest
+from qn_deploy.program.program import Program
+from qn_deploy.program.store import save
+from qn_deploy.recipe import Int8, Recipe, Rule, Table
+from qn_deploy.report.tables import print_build, print_report, size
+from qn_deploy.verify.ladder import verify
+
+SEED = 0
+EPOCHS, BATCH = 30, 64
+NOISE = 0.1  # rate p of Quant-Noise
+TRAIN = 1_200  # of the 1,797 digits; the rest is the test set
+MAX_BATCH = 1_024  # the programs take any batch up to this
+
+# The stem sees raw pixels and holds 1 % of the weights: int8. Whole 3x3 kernels share a code, the classifier goes by 4.
+RECIPE = Recipe(
+    (
+        Rule(Int8(), name="stem.weight"),
+        Rule(Table(9, 256), module="Conv2d", kernel=(3, 3)),
+        Rule(Table(4, 64), module="Linear"),
+    ),
+    title="digits",
+)
+
+
+class DigitsNet(nn.Module):
+    """A small residual network for 8x8 images, float32 [N, 1, 8, 8] -> logits [N, 10]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.down, self.down_norm = nn.Conv2d(32, 96, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(96)
+        self.body, self.body_norm = nn.Conv2d(96, 96, 3, padding=1, bias=False), nn.BatchNorm2d(96)
+        self.classifier = nn.Linear(96, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of each digit."""
+        x = F.relu(self.stem_norm(self.stem(image)))
+        x = F.relu(self.down_norm(self.down(x)))
+        x = F.relu(x + self.body_norm(self.body(x)))
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's digits: images float32 [N, 1, 8, 8] in [-1, 1], labels int64 [N]."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+    def accuracy(self, logits: Tensor) -> float:
+        """Share of the test images that are classified right."""
+        return float((logits.argmax(1) == self.test_labels).float().mean())
+
+
+def run(folder: Path, progress: Callable[[str], None]) -> bool:
+    """Trains, compresses, saves, exports, verifies, and prints what came out.
+
+    Args:
+        folder: where model.pt and the build go.
+        progress: called with the name of each stage.
+
+    Returns:
+        True if every check of the parity ladder passed.
+    """
+    torch.manual_seed(SEED)
+    digits = load_digits()
+    folder.mkdir(parents=True, exist_ok=True)
+    model = train(digits, progress)
+    batches = list(digits.train.split(BATCH))
+    progress("iPQ: compressing group by group")
+    compressed = ipq(
+        model,
+        RECIPE,
+        [(batch,) for batch in batches],
+        IPQ(stages=2, steps=200, final_steps=200, lr=0.05, seed=SEED),
+        progress=lambda index, names, loss: progress(f"iPQ: group {index + 1} tuned ({', '.join(names)}), loss {loss:.4f}"),
+    )
+    progress(f"saving {folder / 'model.pt'}")
+    program = save(
+        compressed,
+        folder / "model.pt",
+        example_inputs=(digits.test[:BATCH],),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
+        calibration=[(batch,) for batch in batches[:4]],
+    )
+    manifest = build.export(program, Activations.STATIC, folder / "build", "arm", progress=progress)
+    report = verify(folder / "build", progress=progress)
+    progress("measuring accuracy on the test images")
+    rows = _accuracies(digits, model, program, manifest, folder / "build")
+    progress("")
+    _print(Console(), rows, manifest, folder)
+    print_report(Console(), report)
+    _print_next(folder)
+    return report.passed
+
+
+def load_digits() -> Digits:
+    """The digits in a fixed random order, split into training and test images."""
+    from sklearn.datasets import load_digits as load
+
+    bunch = load()
+    order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(SEED))
+    images = torch.tensor(bunch.images, dtype=torch.float32)[order, None] / 8 - 1
+    labels = torch.tensor(bunch.target, dtype=torch.int64)[order]
+    return Digits(images[:TRAIN], labels[:TRAIN], images[TRAIN:], labels[TRAIN:])
+
+
+def train(digits: Digits, progress: Callable[[str], None]) -> nn.Module:
+    """Trains a DigitsNet with Quant-Noise on; the noise is removed at the end."""
+    model = DigitsNet()
+    noise.attach(model, RECIPE, p=NOISE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    for epoch in range(EPOCHS):
+        if epoch % 10 == 0:
+            progress(f"training with Quant-Noise, epochs {epoch + 1}-{epoch + 10} of {EPOCHS}")
+        for batch in torch.randperm(TRAIN).split(BATCH):
+            loss = F.cross_entropy(model(digits.train[batch]), digits.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        schedule.step()
+    noise.remove(model)
+    return model.eval()
+
+
+def _accuracies(digits: Digits, model: nn.Module, program: Program, manifest: Manifest, folder: Path) -> list[tuple[str, float, int]]:
+    inputs = (digits.test,)
+    int8 = compress(model, Recipe((Rule(Int8()),)), inputs)
+    with torch.no_grad():
+        rows = [
+            ("float", digits.accuracy(model(*inputs)), manifest.float_bytes),
+            ("int8 weights, no tables", digits.accuracy(int8.model(*inputs)), _constant_bytes(int8.model, int8.weights)),
+            ("tables, float activations", digits.accuracy(program.exported.module()(*inputs)), manifest.theoretical_bytes),
+        ]
+    simulated = lower(program, Activations.STATIC).simulate(inputs)
+    rows.append(("tables, int8 activations, simulated", digits.accuracy(simulated[0]), manifest.theoretical_bytes))
+    exporters = find_exporters()
+    for name, entry in manifest.files.items():
+        ((logits,),) = exporters[entry.exporter].run((folder / name).read_bytes(), (inputs,))
+        rows.append((f"{name} on {entry.runtime}", digits.accuracy(logits), entry.bytes))
+    return rows
+
+
+def _constant_bytes(model: nn.Module, weights: dict[str, CompressedWeight]) -> int:
+    biases = sum(4 * parameter.numel() for name, parameter in model.named_parameters() if name.endswith("bias"))
+    return biases + sum(weight.nbytes for weight in weights.values())
+
+
+def _print(console: Console, rows: list[tuple[str, float, int]], manifest: Manifest, folder: Path) -> None:
+    print_build(console, manifest, folder / "build")
+    table = TextTable("digits", "accuracy", "bytes", "smaller", title="accuracy on the test images, bytes of constants or file")
+    for name, accuracy, count in rows:
+        table.add_row(name, f"{accuracy:.2%}", size(count), f"{rows[0][2] / count:.1f} x")
+    console.print(table)
+
+
+def _print_next(folder: Path) -> None:
+    model, out = shlex.quote(str(folder / "model.pt")), shlex.quote(str(folder / "build"))
+    print(f"\nnext: qn-deploy inspect {model}")
+    print(f"      qn-deploy export {model} --target arm --out {out}")
+    print(f"      qn-deploy verify {out}")
+    print("      your own model: the five lines under 'From your training code' in README.md")
