@@ -41,7 +41,9 @@ def paired(first: Call, second: Call, samples: int = 50) -> Pair:
         second: B.
         samples: of each; the first quarter warms up and does not count.
     """
-    repeats = [max(1, round(SAMPLE_S / _seconds(call, 1))) for call in (first, second) if call()is None or True]
+    for call in (first, second):
+        call()  # the first call loads and allocates
+    repeats = [max(1, round(SAMPLE_S / _seconds(call, 3))) for call in (first, second)]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(samples):
         for call, count, kept in zip((first, second), repeats, times, strict=True):

@@ -18,6 +18,12 @@ from qn_deploy.targets import TARGETS
 PATH = click.Path(path_type=Path)
 
 
+class UserError(click.ClickException):
+    """Shown as one line, `Error: ...`."""
+
+    exit_code = 2
+
+
 class Commands(click.Group):
     """Errors that a user can act on are one line and exit code 2; a traceback is a bug of ours."""
 
@@ -26,9 +32,7 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except QnDeployError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from None
+            raise UserError(str(error)) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

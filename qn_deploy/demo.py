@@ -88,7 +88,7 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
     digits = load_digits()
     folder.mkdir(parents=True, exist_ok=True)
     model = train(digits, progress)
-    batches = list(digits.train.split(BATCH))
+    batches = list(torch.split(digits.train, BATCH))
     progress("iPQ: compressing group by group")
     compressed = ipq(
         model,
@@ -136,7 +136,7 @@ def train(digits: Digits, progress: Callable[[str], None]) -> nn.Module:
     for epoch in range(EPOCHS):
         if epoch % 10 == 0:
             progress(f"training with Quant-Noise, epochs {epoch + 1}-{epoch + 10} of {EPOCHS}")
-        for batch in torch.randperm(TRAIN).split(BATCH):
+        for batch in torch.split(torch.randperm(TRAIN), BATCH):
             loss = F.cross_entropy(model(digits.train[batch]), digits.train_labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from qn_deploy.errors import ToolchainError
 
 LIBRARY = "libqn_xnnpack_backend.so"
 _NATIVE = Path(__file__).parent / "native"
-_SOURCES = (_NATIVE / "qn_xnnpack_backend.cpp", _NATIVE / "table_blob.h")
+_SOURCE = _NATIVE / "qn_xnnpack_backend.cpp"
 # The two macros have to be set as they were when the package's own libraries were compiled.
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
 
@@ -41,11 +42,12 @@ def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None 
         *compiler,
         *_FLAGS,
         *("-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10")),
-        str(_SOURCES[0]),
-        *(f"-L{package / 'lib'}", "-lexecutorch", f"-Wl,-rpath,{package / 'lib'}"),
+        str(_SOURCE),
+        *(f"-L{package / 'lib'}", "-lexecutorch", f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
     ]
     version = _run([*compiler, "--version"])
-    parts = (version.encode(), *map(str.encode, command), (package / "version.py").read_bytes(), *(path.read_bytes() for path in _SOURCES))
+    sources = [path.read_bytes() for path in sorted(_NATIVE.iterdir())]
+    parts = (version.encode(), *map(str.encode, command), (package / "version.py").read_bytes(), *sources)
     library = _cache_folder() / sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()[:24] / LIBRARY
     if not library.exists():
         _compile(command, library)
@@ -84,6 +86,16 @@ def find_package() -> Path:
     raise ToolchainError(f"the executorch package with its include and lib folders was not found in {folders}; pip install executorch")
 
 
+def find_zlib(compiler: tuple[str, ...]) -> str:
+    """The option that links zlib: without its development package only its run-time name is there, and -lz does not find that.
+
+    Raises:
+        ToolchainError: the compiler does not run.
+    """
+    missing = {name for name in ("libz.so", "libz.so.1") if _run([*compiler, f"-print-file-name={name}"]).strip() == name}
+    return "-l:libz.so.1" if missing == {"libz.so"} else "-lz"
+
+
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qn-deploy"
 
@@ -105,6 +117,8 @@ def _run(command: list[str]) -> str:
     except OSError as error:
         raise ToolchainError(f"can't run the compiler {command[0]!r}: {error}; set CXX to a C++17 compiler") from None
     if done.returncode:
+        if re.search(r"-lz\b|library '?z\b", done.stderr):
+            raise ToolchainError("the linker does not find zlib (-lz); install it (Debian, Ubuntu: apt-get install zlib1g)")
         last = "\n".join(done.stderr.strip().splitlines()[-15:])
         raise ToolchainError(f"compiling the ExecuTorch backend failed ({shlex.join(command)}):\n{last}")
     return done.stdout

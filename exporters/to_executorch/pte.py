@@ -1,26 +1,34 @@
 """Tables in and out of a finished .pte file.
 
 XNNPACK's ahead-of-time side stores each constant as named data under the SHA-256 of its bytes. `to_tables` replaces such bytes by table
-blobs and renames the delegate to QnXnnpackBackend; `to_stock` is the exact inverse. Working on the finished file keeps lowering free
-of our code: one lowering gives both files, and which backend class, partitioner options or control flow made them does not matter.
+blobs, shortens the keys, compresses the graphs and renames the delegate to QnXnnpackBackend; `to_stock` is the exact inverse. Working on
+the finished file keeps lowering free of our code: one lowering gives both files, and which backend class, partitioner options or control
+flow made them does not matter.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Any
 
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.quiet import quiet
 
+from . import graph_blob
 from .table_blob import is_blob, unpack
 
 STOCK_BACKEND = "XnnpackBackend"
 TABLE_BACKEND = "QnXnnpackBackend"
+KEY_DIGITS = 8  # that a short key keeps of the 64 of a SHA-256
+STOCK_ALIGNMENT = 128  # of a segment, as ExecutorchBackendConfig has it
+ALIGNMENT = 16  # of a segment in a file of our own: all that XNNPACK asks for
 
 
 def named_data(pte: bytes) -> dict[str, bytes]:
-    """The constants that delegates keep in a .pte, by key.
+    """The constants that delegates keep in a .pte, by the key that the file has for them.
 
     Raises:
         InputError: the bytes are no .pte.
@@ -43,7 +51,7 @@ def backends(pte: bytes) -> set[str]:
     Raises:
         InputError: the bytes are no .pte.
     """
-    return {delegate.id for plan in _parse(pte).program.execution_plan for delegate in plan.delegates}
+    return {delegate.id for delegate in _delegates(_parse(pte))}
 
 
 def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
@@ -63,8 +71,13 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
         return pte
     if any(is_blob(data) for data in constants.values()):
         raise ExportError("a constant of the program starts like a table blob; was it given tables before?")
-    result = _rewrite(file, STOCK_BACKEND, TABLE_BACKEND, lambda key, data: tables.get(key, data))
-    if to_stock(result) != pte:
+    # Another backend would not know the short keys, and might want its constants aligned.
+    ours_alone = {delegate.id for delegate in _delegates(file)} == {STOCK_BACKEND}
+    keys = short_keys(constants) if ours_alone else {}
+    _replace_constants(file, {key: tables[key] for key in constants.keys() & tables.keys()}, keys)
+    _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, graph_blob.deflate)
+    result = _serialize(file, ALIGNMENT if ours_alone else STOCK_ALIGNMENT)
+    if not _expands_to(result, pte):
         raise ExportError(
             "expanding the tables does not give the stock program back: a table does not match its key, or the program was written with "
             "a segment layout other than ExecutorchBackendConfig's default"
@@ -76,9 +89,39 @@ def to_stock(pte: bytes) -> bytes:
     """The same program with every table expanded: it runs on the stock runtime and computes bit for bit the same.
 
     Raises:
-        InputError: the bytes are no .pte, or a table blob in it is damaged.
+        InputError: the bytes are no .pte, or a blob in it is damaged.
     """
-    return _rewrite(_parse(pte), TABLE_BACKEND, STOCK_BACKEND, lambda key, data: unpack(data) if is_blob(data) else data)
+    file = _parse(pte)
+    constants = {key: unpack(data) if is_blob(data) else data for key, data in _entries(file).items()}
+    _replace_constants(file, constants, {key: _full_key(key, data) for key, data in constants.items()})
+    _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, graph_blob.inflate)
+    return _serialize(file, STOCK_ALIGNMENT)
+
+
+def short_keys(constants: Mapping[str, bytes]) -> dict[str, str]:
+    """The short key of each key that ends in the SHA-256 of its constant. Two keys that would become one are left out."""
+    short = {
+        key: key[: KEY_DIGITS - 64] if re.search(f"(?<![0-9a-f]){sha256(data).hexdigest()}$", key) else key
+        for key, data in constants.items()
+    }
+    taken = Counter(short.values())
+    return {key: name for key, name in short.items() if taken[name] == 1}
+
+
+def _full_key(key: str, constant: bytes) -> str:
+    if not re.search(rf"(?<![0-9a-f])[0-9a-f]{{{KEY_DIGITS}}}$", key):
+        return key
+    digest = sha256(constant).hexdigest()
+    if not key.endswith(digest[:KEY_DIGITS]):
+        raise InputError(f"the constant {key} has the SHA-256 {digest}, which its key does not match; the file is damaged")
+    return key + digest[KEY_DIGITS:]
+
+
+def _expands_to(tables: bytes, stock: bytes) -> bool:
+    try:
+        return to_stock(tables) == stock
+    except InputError:
+        return False
 
 
 def _parse(pte: bytes) -> Any:
@@ -90,19 +133,34 @@ def _parse(pte: bytes) -> Any:
         raise InputError(f"this is no ExecuTorch program (.pte): {type(error).__name__}: {error}") from None
 
 
+def _serialize(file: Any, alignment: int) -> bytes:
+    from executorch.exir._serialize._program import serialize_pte_binary
+
+    return bytes(serialize_pte_binary(file, extract_delegate_segments=True, segment_alignment=alignment))
+
+
 def _entries(file: Any) -> dict[str, bytes]:
     if file.named_data is None:
         return {}
     return {key: bytes(file.named_data.buffers[entry.buffer_index]) for key, entry in file.named_data.pte_data.items()}
 
 
-def _rewrite(file: Any, backend: str, renamed: str, replace: Callable[[str, bytes], bytes]) -> bytes:
-    from executorch.exir._serialize._program import serialize_pte_binary
+def _delegates(file: Any) -> list[Any]:
+    return [delegate for plan in file.program.execution_plan for delegate in plan.delegates]
 
-    for key, entry in file.named_data.pte_data.items() if file.named_data else ():
-        file.named_data.buffers[entry.buffer_index] = replace(key, file.named_data.buffers[entry.buffer_index])
-    for plan in file.program.execution_plan:
-        for delegate in plan.delegates:
-            if delegate.id == backend:
-                delegate.id = renamed
-    return bytes(serialize_pte_binary(file, extract_delegate_segments=True))
+
+def _replace_constants(file: Any, constants: Mapping[str, bytes], keys: Mapping[str, str]) -> None:
+    if file.named_data is None:
+        return
+    entries = file.named_data.pte_data
+    for key, data in constants.items():
+        file.named_data.buffers[entries[key].buffer_index] = data
+    file.named_data.pte_data = {keys.get(key, key): entry for key, entry in entries.items()}
+
+
+def _replace_graphs(file: Any, backend: str, renamed: str, replace: Callable[[bytes], bytes]) -> None:
+    for delegate in _delegates(file):
+        if delegate.id == backend:
+            delegate.id = renamed
+            graph = file.program.backend_delegate_data[delegate.processed.index]
+            graph.data = replace(bytes(graph.data))

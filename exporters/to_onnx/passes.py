@@ -11,6 +11,7 @@ In this order (see `write.py`):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,7 +21,6 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from qn_deploy.compress.weights import CompressedWeight, PQWeight
-from qn_deploy.errors import ExportError
 from qn_deploy.program.lower import INT8_SUFFIX
 from qn_deploy.quiet import quiet
 
@@ -46,11 +46,11 @@ def unsigned_activations(model: ir.Model, weights: Mapping[str, CompressedWeight
     """
     graph = model.graph
     for node in graph:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.inputs[0].name in weights:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or _input(node, 0).name in weights:
             continue
-        zero = _array(node.inputs[2])
+        zero = _array(_input(node, 2))
         if zero.dtype == np.int8:
-            unsigned = initializer(graph, f"{node.inputs[2].name}_uint8", (zero.astype(np.int16) + 128).astype(np.uint8))
+            unsigned = initializer(graph, f"{_input(node, 2).name}_uint8", (zero.astype(np.int16) + 128).astype(np.uint8))
             node.replace_input_with(2, unsigned)
 
 
@@ -60,16 +60,13 @@ def pool_globally(model: ir.Model) -> None:
     As a ReduceMean it would stay in float, where the frequent ties of a mean of integers are rounded by chance.
     """
     for node in model.graph:
-        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or node.inputs[0].shape is None or len(node.inputs[0].shape) != 4:
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or (shape := _input(node, 0).shape) is None or len(shape) != 4:
             continue
         keeps = "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
-        if keeps and sorted(axis % 4 for axis in _array(node.inputs[1]).tolist()) == [2, 3]:
-            pool = ir.node("GlobalAveragePool", [node.inputs[0]])
-            old, new = node.outputs[0], pool.outputs[0]
-            new.name, new.shape, new.type = old.name, old.shape, old.type
+        if keeps and sorted(axis % 4 for axis in _array(_input(node, 1)).tolist()) == [2, 3]:
+            pool = ir.node("GlobalAveragePool", [_input(node, 0)])
             model.graph.insert_before(node, pool)
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
+            _replace(model.graph, node, pool.outputs[0])
 
 
 def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
@@ -83,15 +80,19 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
         if name not in graph.initializers:
             continue
         layer = name.removesuffix(INT8_SUFFIX)
-        for dequantize, _ in graph.initializers[name].uses():
-            dequantize.inputs[1].name = f"{layer}/scale"
+        readers = [node for node, _ in graph.initializers[name].uses() if node.op_type == "DequantizeLinear"]  # not an embedding
+        for index, dequantize in enumerate(readers):
+            _input(dequantize, 1).name = f"{layer}/scale"
             # An explicit zero point: without one onnxruntime loses the fusion of Gemm, silently; one shared by two layers makes it
             # fail to load, because it names the bias that it quantizes after the zero point.
-            dequantize.inputs[2].name = f"{layer}/zero"
+            _input(dequantize, 2).name = f"{layer}/zero{index or ''}"
         if not isinstance(weight, PQWeight):
             graph.initializers[name].name = f"{layer}/int8"
             continue
         books, size, d = weight.centroids.shape
+        for part in ("codes", "centroids"):  # an embedding that is tied with this layer reads them already: one table, two readers
+            if f"{layer}_{part}" in graph.initializers:
+                graph.initializers[f"{layer}_{part}"].name = f"{layer}/{part}"
         codes = initializer(graph, f"{layer}/codes", weight.codes.numpy())
         centroids = initializer(graph, f"{layer}/centroids", weight.centroids.reshape(books * size, d).numpy())
         shape = initializer(graph, f"{layer}/shape", np.array(weight.shape, np.int64))
@@ -113,47 +114,36 @@ def quantize_linear_inputs(model: ir.Model) -> None:
     The form that onnxruntime fuses to DynamicQuantizeMatMul: the scale of the input times the weight's scale per column is applied
     to the int32 accumulator.
 
-    Raises:
-        ExportError: a dequantized weight is read by something other than a linear layer.
+    What else reads a dequantized weight goes on doing so.
     """
     graph = model.graph
-    for node in list(graph):
-        if node.op_type != "DequantizeLinear":
-            continue
+    for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
         for user, _ in list(node.outputs[0].uses()):
-            _dynamic(graph, node, user)
-        graph.remove(node, safe=True)
+            readers = user.outputs[0].uses() if user.op_type == "Transpose" else ((user, 1),)
+            for reader, position in list(readers):
+                if reader.op_type in ("Gemm", "MatMul") and position == 1:
+                    _make_dynamic(graph, node, reader)
+            if user.op_type == "Transpose" and not user.outputs[0].uses():
+                graph.remove(user, safe=True)
+        if not node.outputs[0].uses():
+            graph.remove(node, safe=True)
 
 
-def _dynamic(graph: ir.Graph, weight: ir.Node, user: ir.Node) -> None:
-    matmul = user
-    if user.op_type == "Transpose":
-        (matmul, _), *others = user.outputs[0].uses()
-        if others:
-            raise ExportError(f"{weight.inputs[0].name}: a transposed weight with {len(others) + 1} readers can't be made dynamic")
-    if matmul.op_type not in ("Gemm", "MatMul"):
-        raise ExportError(f"{weight.inputs[0].name}: {matmul.op_type} can't read a dynamic int8 weight; use --activations none")
-
+def _make_dynamic(graph: ir.Graph, weight: ir.Node, matmul: ir.Node) -> None:
     def step(op: str, inputs: list[ir.Value], outputs: int = 1, **attributes: ir.DataType | list[int]) -> tuple[ir.Value, ...]:
         node = ir.node(op, inputs, attributes=attributes or None, num_outputs=outputs)
         graph.insert_before(matmul, node)
         return tuple(node.outputs)
 
-    values, scale, zero = step("DynamicQuantizeLinear", [matmul.inputs[0]], outputs=3)
-    (columns,) = step("Transpose", [weight.inputs[0]], perm=[1, 0])
+    values, scale, zero = step("DynamicQuantizeLinear", [_input(matmul, 0)], outputs=3)
+    (columns,) = step("Transpose", [_input(weight, 0)], perm=[1, 0])
     (sums,) = step("MatMulInteger", [values, columns, zero])
     (floats,) = step("Cast", [sums], to=ir.DataType.FLOAT)
-    (scales,) = step("Mul", [scale, weight.inputs[1]])
-    (new,) = step("Mul", [floats, scales])
-    if matmul.op_type == "Gemm" and len(matmul.inputs) > 2 and matmul.inputs[2] is not None:
-        (new,) = step("Add", [new, matmul.inputs[2]])
-    old = matmul.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    old.name = f"{old.name}_replaced"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(matmul, safe=True)
-    if user is not matmul:
-        graph.remove(user, safe=True)
+    (scales,) = step("Mul", [scale, _input(weight, 1)])
+    (result,) = step("Mul", [floats, scales])
+    if matmul.op_type == "Gemm" and len(matmul.inputs) > 2:
+        (result,) = step("Add", [result, _input(matmul, 2)])
+    _replace(graph, matmul, result)
 
 
 def strip(model: ir.Model) -> None:
@@ -164,9 +154,12 @@ def strip(model: ir.Model) -> None:
     graph = model.graph
     outputs = set(graph.outputs)
     layers = {value: node for node in graph if node.op_type == "DequantizeLinear" for value in node.outputs}
+    taken: Counter[str] = Counter()
     for node in graph:
-        weights = [layers[value].inputs[0].name for value in node.inputs if value in layers]
-        node.name = next((name.removesuffix(".weight/int8") for name in weights if name.endswith("/int8")), "")
+        weights = [str(_input(layers[value], 0).name) for value in node.inputs if value in layers]
+        name = next((name.removesuffix(".weight/int8") for name in weights if name.endswith("/int8")), "")
+        taken[name] += 1
+        node.name = f"{name}_{taken[name]}" if name and taken[name] > 1 else name  # onnxruntime refuses two nodes of one name
         node.metadata_props.clear()
         node.doc_string = None
     inner = [value for node in graph for value in node.outputs if value not in outputs]
@@ -174,11 +167,11 @@ def strip(model: ir.Model) -> None:
         value.metadata_props.clear()
     for index, value in enumerate(inner):
         value.shape = value.type = None
-        if not value.name.endswith("/int8"):
-            value.name = f"v{index}"
+        if not str(value.name).endswith("/int8"):
+            value.name = f"~{index}"  # a sign that no name from torch holds
     for index, (name, value) in enumerate(list(graph.initializers.items())):
         if name.startswith("val_"):
-            value.name = f"c{index}"
+            value.name = f"#{index}"
     model.metadata_props.clear()
     graph.metadata_props.clear()
 
@@ -187,8 +180,23 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """The initializer `name` of a graph, made from `array` unless it is there already."""
     if name not in graph.initializers:
         tensor = ir.tensor(np.asarray(array, order="C"), name=name)
-        graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+        kind = ir.TensorType(tensor.dtype)
+        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
     return graph.initializers[name]
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None, f"{node.op_type} has no input {index}"
+    return value
+
+
+def _replace(graph: ir.Graph, node: ir.Node, new: ir.Value) -> None:
+    old = node.outputs[0]
+    new.shape, new.type = old.shape, old.type
+    new.name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 def _array(value: ir.Value) -> np.ndarray:

@@ -73,14 +73,22 @@ class _Table:
 def _tables(model: onnx.ModelProto) -> list[_Table]:
     """Follows each codes initializer to the weight that it becomes, evaluating Cast, Add, Gather and Reshape as ONNX defines them."""
     constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
-    readers = {name: node for node in model.graph.node for name in node.input}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     found = []
     for codes in [name for name in constants if name.endswith(CODES_SUFFIX)]:
-        name, values, nodes = codes, constants[codes], []
+        name, values = codes, constants[codes]
+        nodes: list[onnx.NodeProto] = []
         while not nodes or nodes[-1].op_type != "Reshape":
-            node = readers.get(name)
-            if node is None or node.op_type not in ("Cast", "Add", "Gather", "Reshape"):
-                raise ExportError(f"{codes} is read by {node.op_type if node else 'nothing'}, which decodes no table; the file was changed")
+            # An embedding that is tied with the layer gathers rows of the same codes; the chain that decodes all of them casts first.
+            kinds = ("Add", "Gather", "Reshape") if nodes else ("Cast",)
+            found_readers = readers.get(name, [])
+            node = next((reader for reader in found_readers if reader.op_type in kinds), None)
+            if node is None:
+                said = ", ".join(reader.op_type for reader in found_readers) or "nothing"
+                raise ExportError(f"{codes} is read by {said}, which decodes no table; the file was changed")
             if node.op_type == "Cast":
                 values = values.astype(np.int32)
             elif node.op_type == "Add":

@@ -58,7 +58,7 @@ class Lowered:
         """Runs the simulated program in torch."""
         with torch.no_grad():
             outputs = self.exported.module()(*inputs)
-        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+        return tuple(torch.utils._pytree.tree_leaves(outputs))
 
 
 def choose_activations(program: Program, asked: Activations | None) -> Activations:
@@ -67,18 +67,18 @@ def choose_activations(program: Program, asked: Activations | None) -> Activatio
     Raises:
         InputError: static without calibration data, or convolutions without any way to quantize their inputs.
     """
-    if asked is Activations.STATIC and not program.calibration:
+    chosen = asked or (Activations.STATIC if program.calibration else Activations.DYNAMIC)
+    if chosen is Activations.STATIC and not program.calibration:
         raise InputError("static int8 activations need calibration data: give --calibrate data.npz, or calibration= to qn_deploy.save")
-    if asked is Activations.NONE or program.calibration:
-        return asked or Activations.STATIC
     convolutions = [node.name for node in program.exported.graph.nodes if node.target in CONVOLUTIONS]
-    if convolutions:
+    if chosen is Activations.DYNAMIC and convolutions:
+        reason = "model.pt holds none" if not program.calibration else "there are no dynamic ones"
         raise InputError(
-            f"the model has {len(convolutions)} convolutions ({convolutions[0]}, ...), whose int8 activations need calibration data, "
-            "and model.pt holds none. Give --calibrate data.npz (arrays named like the inputs), or keep activations float with "
-            "--activations none"
+            f"the model has {len(convolutions)} convolutions ({convolutions[0]}, ...), whose int8 activations need calibration data; "
+            f"{reason}. Give --calibrate data.npz (arrays named like the inputs) with static activations, or keep activations float "
+            "with --activations none"
         )
-    return Activations.DYNAMIC
+    return chosen
 
 
 def lower(program: Program, activations: Activations, per_row: bool = False, baked: bool = False) -> Lowered:
@@ -94,6 +94,7 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
     graph_module: GraphModule = program.exported.module(check_guards=False)  # a copy: the program is not touched
     if activations is Activations.STATIC:
         graph_module = _calibrate(graph_module, program)
+        _separate_biases(graph_module)
     weights = _insert_weights(graph_module, program, baked)
     if activations is Activations.DYNAMIC:
         _quantize_linear_inputs(graph_module, weights, per_row)
@@ -160,6 +161,22 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
         return convert_pt2e(prepared, fold_quantize=False)  # type: ignore[no-any-return]
 
 
+def _separate_biases(graph_module: GraphModule) -> None:
+    """Gives each call of a layer a bias of its own: ExecuTorch quantizes a bias once, by the input scale of the first call."""
+    seen: set[str] = set()
+    for node in graph_module.graph.nodes:
+        bias = node.args[2] if node.target in (LINEAR, *CONVOLUTIONS) and len(node.args) > 2 else None
+        if bias is None or bias.op != "get_attr":
+            continue
+        if bias.target in seen:
+            name = f"{bias.target}_{sum(other.startswith(f'{bias.target}_') for other in seen) + 1}"
+            with graph_module.graph.inserting_before(node):
+                value = graph_module.get_parameter(str(bias.target)).detach().clone()
+                node.replace_input_with(bias, _buffer(graph_module, name, value))
+            seen.add(name)
+        seen.add(str(bias.target))
+
+
 def _insert_weights(graph_module: GraphModule, program: Program, baked: bool) -> dict[str, CompressedWeight]:
     """Replaces each compressed float weight by its int8 buffer and a dequantize node, or by table lookups under an embedding."""
     stored: dict[str, CompressedWeight] = {}
@@ -168,48 +185,62 @@ def _insert_weights(graph_module: GraphModule, program: Program, baked: bool) ->
         if weight is None:
             continue
         for user in list(node.users):
-            if user.target is aten.embedding.default and isinstance(weight, PQWeight):
+            if user.target is aten.embedding.default:
                 _look_up(graph_module, user, str(node.target), weight)
         if node.users and baked:
             stored[str(node.target)] = weight
         elif node.users:
             name = f"{node.target}{INT8_SUFFIX}"
             stored[name] = weight
-            with graph_module.graph.inserting_before(node):
-                node.replace_all_uses_with(_dequantize(graph_module, name, weight))
+            # A layer that is called twice gets two dequantize nodes with a zero point each: onnxruntime names the bias that it
+            # quantizes for a layer after the zero point, and refuses to load a second one of the same name.
+            for index, user in enumerate(list(node.users)):
+                with graph_module.graph.inserting_before(user):
+                    user.replace_input_with(node, _dequantize(graph_module, name, weight, index))
         if not node.users:
             graph_module.graph.erase_node(node)
     graph_module.delete_all_unused_submodules()
     return stored
 
 
-def _dequantize(graph_module: GraphModule, name: str, weight: CompressedWeight) -> Node:
+def _dequantize(graph_module: GraphModule, name: str, weight: CompressedWeight, reader: int) -> Node:
     out = weight.shape[0]
     values = _buffer(graph_module, name, weight.int8())
     scale = _buffer(graph_module, f"{name}_scale", weight.scale.expand(out).contiguous())
-    zero = _buffer(graph_module, f"{name}_zero_point", torch.zeros(out, dtype=torch.int64))
+    zero = _buffer(graph_module, f"{name}_zero_point{reader or ''}", torch.zeros(out, dtype=torch.int64))
     operand = torch.ops.quantized_decomposed.dequantize_per_channel.default
     return graph_module.graph.call_function(operand, (values, scale, zero, 0, -INT8_MAX, INT8_MAX, torch.int8))
 
 
-def _look_up(graph_module: GraphModule, embedding: Node, name: str, weight: PQWeight) -> None:
-    """embedding(weight, ids) -> embedding(centroids, embedding(codes, ids)) * scale: nothing is ever expanded."""
+def _look_up(graph_module: GraphModule, embedding: Node, name: str, weight: CompressedWeight) -> None:
+    """embedding(weight, ids) -> rows of int8 values * scale, from a table by its codes: nothing is ever expanded."""
     graph, ids = graph_module.graph, embedding.args[1]
-    books, size, d = weight.centroids.shape
     call = graph.call_function
     with graph.inserting_before(embedding):
-        codes = call(aten.embedding.default, (_buffer(graph_module, f"{name}_codes", weight.codes), ids))
-        rows = call(aten._to_copy.default, (codes,), {"dtype": torch.int64})
-        if books > 1:
-            offsets = weight.rows[0] - weight.codes[0].to(torch.int32)
-            rows = call(aten.add.Tensor, (rows, _buffer(graph_module, f"{name}_offsets", offsets.long())))
-        blocks = call(aten.embedding.default, (_buffer(graph_module, f"{name}_centroids", weight.centroids.reshape(books * size, d)), rows))
-        values = call(aten._to_copy.default, (call(aten.flatten.using_ints, (blocks, -2, -1)),), {"dtype": torch.float32})
-        scale = _buffer(graph_module, f"{name}_scale", weight.scale)
+        if isinstance(weight, PQWeight):
+            values = _look_up_table(graph_module, ids, name, weight)
+        else:
+            values = call(aten.embedding.default, (_buffer(graph_module, f"{name}{INT8_SUFFIX}", weight.int8()), ids))
+        floats = call(aten._to_copy.default, (values,), {"dtype": torch.float32})
         if weight.scale.numel() > 1:
             scale = call(aten.embedding.default, (_buffer(graph_module, f"{name}_row_scale", weight.scale[:, None]), ids))
-        embedding.replace_all_uses_with(call(aten.mul.Tensor, (values, scale)))
+        else:
+            scale = _buffer(graph_module, f"{name}_scale", weight.scale)
+        embedding.replace_all_uses_with(call(aten.mul.Tensor, (floats, scale)))
     graph.erase_node(embedding)
+
+
+def _look_up_table(graph_module: GraphModule, ids: Any, name: str, weight: PQWeight) -> Node:
+    """int8 [..., D]: the blocks that the codes of the rows `ids` point to, side by side."""
+    call = graph_module.graph.call_function
+    books, size, d = weight.centroids.shape
+    codes = call(aten.embedding.default, (_buffer(graph_module, f"{name}_codes", weight.codes), ids))
+    rows = call(aten._to_copy.default, (codes,), {"dtype": torch.int64})
+    if books > 1:
+        offsets = weight.rows[0] - weight.codes[0].to(torch.int32)
+        rows = call(aten.add.Tensor, (rows, _buffer(graph_module, f"{name}_offsets", offsets.long())))
+    centroids = _buffer(graph_module, f"{name}_centroids", weight.centroids.reshape(books * size, d))
+    return call(aten.flatten.using_ints, (call(aten.embedding.default, (centroids, rows)), -2, -1))
 
 
 def _quantize_linear_inputs(graph_module: GraphModule, weights: dict[str, CompressedWeight], per_row: bool) -> None:

@@ -107,7 +107,10 @@ def read_manifest(folder: Path) -> Manifest:
         data["files"] = {name: FileEntry(**{**entry, "notes": tuple(entry["notes"])}) for name, entry in data["files"].items()}
         for key in ("inputs", "outputs"):
             data[key] = tuple(TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in data[key])
-        data["weights"] = {name: WeightEntry(**{**entry, "shape": tuple(entry["shape"]), "parts": tuple(entry["parts"])}) for name, entry in data["weights"].items()}
+        data["weights"] = {
+            name: WeightEntry(**{**entry, "shape": tuple(entry["shape"]), "parts": tuple(entry["parts"])})
+            for name, entry in data["weights"].items()
+        }
         return Manifest(**{**data, "inexact": tuple(data["inexact"])})
     except FileNotFoundError:
         raise InputError(f"{folder} holds no {MANIFEST}; it is not the folder of an export. Write one: qn-deploy export model.pt") from None

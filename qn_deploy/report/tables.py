@@ -22,7 +22,8 @@ def size(count: int) -> str:
 
 def print_build(console: Console, manifest: Manifest, folder: Path) -> None:
     """The files of an export, with their size against the float model."""
-    table = Table("file", "runs on", "bytes", "of float", "smaller", title=f"{folder}: {manifest.target}, {manifest.activations} activations")
+    title = f"{folder}: {manifest.target}, {manifest.activations} activations"
+    table = Table("file", "runs on", "bytes", "of float", "smaller", title=title)
     for name, entry in manifest.files.items():
         share = entry.bytes / manifest.float_bytes
         table.add_row(name, entry.runtime, size(entry.bytes), f"{share:.1%}", f"{1 / share:.1f} x")

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[s
         InputError: the folder is no build, or a file is missing or differs from its hash in the manifest.
     """
     manifest = read_manifest(folder)
-    golden = load_tensors(_checked(folder / GOLDEN, manifest.golden_sha256))
+    golden = _read_golden(folder / GOLDEN, manifest)
     files = {name: _checked(folder / name, entry.sha256) for name, entry in manifest.files.items()}
     exporters = find_exporters()
     checks: list[Check] = []
@@ -97,6 +98,18 @@ def _checked(path: Path, sha256: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise InputError(f"{path} is not the file that was exported: its sha256 differs from the manifest's. Export the model again")
     return data
+
+
+def _read_golden(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The golden vectors by name, with every output that the rungs compare."""
+    try:
+        golden = load_tensors(_checked(path, manifest.golden_sha256))
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); export the model again") from None
+    for prefix in ("float", *(f"simulated/{entry.exporter}" for entry in manifest.files.values())):
+        if len(_batch(golden, prefix)) != len(manifest.outputs):
+            raise InputError(f"{path} does not hold {prefix} for each of the {len(manifest.outputs)} outputs; export the model again")
+    return golden
 
 
 def _check_file(
@@ -173,15 +186,19 @@ def _similar(result: Agreement) -> tuple[bool, str]:
 def _judge(rung: int, what: str, found: Batch | RuntimeFailure, expected: Batch, manifest: Manifest, criterion: Criterion) -> Check:
     if isinstance(found, RuntimeFailure):
         return Check(rung, what, str(found), "runs", False)
+    if (forms := _forms(found)) != (wanted := _forms(expected)):
+        return Check(rung, what, forms, wanted, False)
     passed, said, limit = True, [], ""
     for output, (label, one, other) in zip(manifest.outputs, _outputs(manifest, found, expected), strict=True):
-        if one.shape != other.shape:
-            return Check(rung, what, f"shape {list(one.shape)}{label}, expected {list(other.shape)}", "same shape", False)
         result = compare(one, other, output.step)
         good, limit = criterion(result)
         passed &= good
         said.append(_describe(result) + label)
     return Check(rung, what, "; ".join(said), limit, passed)
+
+
+def _forms(batch: Batch) -> str:
+    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in batch)
 
 
 def _describe(result: Agreement) -> str:

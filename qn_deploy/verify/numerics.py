@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well `found` meets `expected`.
+    """How well `found` meets `expected`. NaN agrees with nothing, not even with NaN; an infinity agrees with itself.
 
     Attributes:
-        identical: every bit is the same.
-        max_error: the largest absolute difference.
+        identical: one dtype and the same bits, but for the sign of zero, which no runtime promises to keep.
+        max_error: the largest absolute difference; NaN if there is NaN.
         steps: `max_error` in quantization steps of the output; None for a float output.
-        differing: share of values that differ by half a step or more (float output: at all).
-        sqnr_db: signal to quantization noise ratio, 10 log10(|expected|^2 / |found - expected|^2), in dB.
-        cosine: cosine of the two, flattened.
-        top1: share of rows with the same largest entry along the last dimension.
+        differing: share of values that differ by more than half a step (float output: at all).
+        sqnr_db: signal to quantization noise ratio, 10 log10(|expected|^2 / |found - expected|^2), in dB; infinite without noise, and
+            minus infinity without a finite ratio.
+        cosine: cosine of the two, flattened; 1 without noise.
+        top1: share of rows without NaN that have the same largest entry along the last dimension.
     """
 
     identical: bool
@@ -45,16 +47,34 @@ def compare(found: Tensor, expected: Tensor, step: float | None = None) -> Agree
     if found.shape != expected.shape:
         raise ValueError(f"found shape {list(found.shape)}, expected {list(expected.shape)}")
     a, b = found.double(), expected.double()
-    error = (a - b).abs()
+    error = torch.where(a == b, 0.0, (a - b).abs())  # infinity - infinity is NaN
     worst = float(error.max()) if error.numel() else 0.0
-    noise, signal = float((a - b).square().sum()), float(b.square().sum())
-    rows = (a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])) if a.ndim else (a.reshape(1, 1), b.reshape(1, 1))
+    noise, signal = float(error.square().sum()), float(b.square().sum())
     return Agreement(
         identical=found.dtype == expected.dtype and bool((found == expected).all()),
         max_error=worst,
         steps=None if step is None else worst / step,
-        differing=float((error > (0.0 if step is None else step / 2)).double().mean()) if error.numel() else 0.0,
-        sqnr_db=math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf,
+        differing=_share(~(error <= (0.0 if step is None else step / 2))),
+        sqnr_db=_sqnr_db(signal, noise),
         cosine=float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-300)) if noise else 1.0,
-        top1=float((rows[0].argmax(-1) == rows[1].argmax(-1)).double().mean()),
+        top1=1.0 - _share(~_same_top1(a, b)),
     )
+
+
+def _sqnr_db(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(signal) and math.isfinite(noise) else -math.inf
+
+
+def _same_top1(a: Tensor, b: Tensor) -> Tensor:
+    """One bool for each row; none for an empty tensor."""
+    if not a.numel():
+        return torch.ones(0, dtype=torch.bool)
+    width = a.shape[-1] if a.ndim else 1
+    one, other = a.reshape(-1, width), b.reshape(-1, width)
+    return ~(one.isnan() | other.isnan()).any(1) & (one.argmax(1) == other.argmax(1))
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean()) if mask.numel() else 0.0

@@ -1,24 +1,34 @@
-// QnXnnpackBackend: ExecuTorch's XnnpackBackend, with constants that may be stored as tables.
+// QnXnnpackBackend: ExecuTorch's XnnpackBackend, for delegates whose graph may be compressed and whose constants may be tables.
 //
-// The delegate's payload is XNNPACK's own. XNNPACK asks a NamedDataMap for its constants while it packs them; this backend puts a map
-// in between that expands table blobs and passes everything else on. After init nothing of this file is in the way.
+// XNNPACK gets its own graph, inflated. It asks a NamedDataMap for its constants while it packs them; this backend puts a map in between
+// that knows the short keys, expands table blobs and passes everything else on. After init nothing of this file is in the way.
 
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/platform/log.h>
 #include <sys/mman.h>
 
+#include "graph_blob.h"
 #include "table_blob.h"
 
 namespace {
 
 using namespace executorch::runtime;
 
+// A mapping of its own, not malloc: the heap would keep these blocks after XNNPACK has packed them.
+Result<FreeableBuffer> allocate(size_t size) {
+  void* mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return Error::MemoryAllocationFailed;
+  return FreeableBuffer(mapped, size, [](void*, void* data, size_t bytes) { munmap(data, bytes); });
+}
+
+void* writable(const FreeableBuffer& buffer) { return const_cast<void*>(buffer.data()); }
+
 class ExpandingMap final : public NamedDataMap {
  public:
   explicit ExpandingMap(const NamedDataMap& stored) : stored_(stored) {}
 
   Result<FreeableBuffer> get_data(std::string_view key) const override {
-    auto stored = stored_.get_data(key);
+    auto stored = find(key);
     if (!stored.ok()) return stored;
     const auto* data = static_cast<const uint8_t*>(stored->data());
     if (!qn::TableBlob::has_magic(data, stored->size())) return stored;
@@ -28,11 +38,9 @@ class ExpandingMap final : public NamedDataMap {
       ET_LOG(Error, "constant %.*s is a damaged table blob", static_cast<int>(key.size()), key.data());
       return Error::InvalidExternalData;
     }
-    // A mapping of its own, not malloc: the heap would keep these blocks after XNNPACK has packed them.
-    void* dense = mmap(nullptr, blob->dense_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (dense == MAP_FAILED) return Error::MemoryAllocationFailed;
-    blob->expand(dense);
-    return FreeableBuffer(dense, blob->dense_bytes(), [](void*, void* mapped, size_t size) { munmap(mapped, size); });
+    auto dense = allocate(blob->dense_bytes());
+    if (dense.ok()) blob->expand(writable(*dense));
+    return dense;
   }
 
   Error load_data_into(std::string_view key, void* buffer, size_t size) const override {
@@ -48,6 +56,12 @@ class ExpandingMap final : public NamedDataMap {
   Result<const char*> get_key(uint32_t index) const override { return stored_.get_key(index); }
 
  private:
+  // XNNPACK asks for a name that ends in 64 digits; a program may hold the constant under that name without the last 56.
+  Result<FreeableBuffer> find(std::string_view key) const {
+    auto found = stored_.get_data(key);
+    return found.error() == Error::NotFound && key.size() >= 64 ? stored_.get_data(key.substr(0, key.size() - 56)) : std::move(found);
+  }
+
   const NamedDataMap& stored_;
 };
 
@@ -56,11 +70,13 @@ class QnXnnpackBackend final : public BackendInterface {
   bool is_available() const override { return xnnpack() != nullptr && xnnpack()->is_available(); }
 
   Result<DelegateHandle*> init(BackendInitContext& context, FreeableBuffer* payload, ArrayRef<CompileSpec> specs) const override {
-    if (context.get_named_data_map() == nullptr) return xnnpack()->init(context, payload, specs);
-    const ExpandingMap constants(*context.get_named_data_map());  // XNNPACK reads constants during init only
-    BackendInitContext expanding(
-        context.get_runtime_allocator(), context.event_tracer(), context.get_method_name(), &constants, context.runtime_specs());
-    return xnnpack()->init(expanding, payload, specs);
+    const auto* data = static_cast<const uint8_t*>(payload->data());
+    if (!qn::GraphBlob::has_magic(data, payload->size())) return init_xnnpack(context, payload, specs);
+
+    auto graph = inflate(data, payload->size());
+    if (!graph.ok()) return graph.error();
+    payload->Free();  // as XNNPACK does with the graph
+    return init_xnnpack(context, &*graph, specs);
   }
 
   Error execute(BackendExecutionContext& context, DelegateHandle* handle, Span<EValue*> args) const override {
@@ -78,6 +94,23 @@ class QnXnnpackBackend final : public BackendInterface {
   }
 
  private:
+  static Result<FreeableBuffer> inflate(const uint8_t* data, size_t size) {
+    if (const auto blob = qn::GraphBlob::parse(data, size)) {
+      auto graph = allocate(blob->graph_bytes());
+      if (!graph.ok() || blob->inflate(writable(*graph))) return graph;
+    }
+    ET_LOG(Error, "a delegate of the program is a damaged graph blob");
+    return Error::DelegateInvalidCompatibility;
+  }
+
+  static Result<DelegateHandle*> init_xnnpack(BackendInitContext& context, FreeableBuffer* graph, ArrayRef<CompileSpec> specs) {
+    if (context.get_named_data_map() == nullptr) return xnnpack()->init(context, graph, specs);
+    const ExpandingMap constants(*context.get_named_data_map());  // XNNPACK reads constants during init only
+    BackendInitContext expanding(
+        context.get_runtime_allocator(), context.event_tracer(), context.get_method_name(), &constants, context.runtime_specs());
+    return xnnpack()->init(expanding, graph, specs);
+  }
+
   // Looked up each time (a dozen string compares): XnnpackBackend may register after this library is loaded.
   static BackendInterface* xnnpack() { return get_backend_class("XnnpackBackend"); }
 };

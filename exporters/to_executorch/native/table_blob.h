@@ -1,15 +1,14 @@
 // Table blob, version 1: one constant as codes into tables of int8 centroids. ../README.md specifies it byte by byte.
 //
-// Plain C++17 without ExecuTorch, so that any reader can take this file as it is. The input is never trusted: parse() accepts a blob
+// Plain C++17 without ExecuTorch, so that any reader can take this file and bytes.h as they are. The input is never trusted: parse() accepts a blob
 // only if every later access stays inside it and inside dense_bytes() of output.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
 #include <optional>
+
+#include "bytes.h"
 
 namespace qn {
 
@@ -19,7 +18,7 @@ class TableBlob {
   static bool has_magic(const uint8_t* data, size_t size) {
     static constexpr uint8_t kMagic[16] = {0x89, 'Q',  'N',  'T',  'A',  'B',  'L',  'E',
                                            0x85, 0xf3, 0xed, 0x1b, 0x71, 0x4d, 0x7a, 0x2f};
-    return size >= sizeof kMagic && std::memcmp(data, kMagic, sizeof kMagic) == 0;
+    return starts_with(data, size, kMagic);
   }
 
   // A view of a blob that breaks no rule of the format, or nothing. `data` has to outlive the view.
@@ -57,11 +56,6 @@ class TableBlob {
   enum DType : uint8_t { kInt8 = 1, kFloat32 = 2 };
   enum Layout : uint8_t { kOIS = 0, kOSI = 1, kSIO = 2 };
   static constexpr size_t kHeaderBytes = 48;
-
-  static uint32_t read_u32(const uint8_t* p) {
-    return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
-           static_cast<uint32_t>(p[3]) << 24;
-  }
 
   float scale(uint64_t row) const {
     const uint32_t bits = read_u32(scales_ + 4 * row);

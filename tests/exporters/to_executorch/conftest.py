@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import struct
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
+from qn_deploy.exporters.to_executorch import build
 from qn_deploy.exporters.to_executorch.table_blob import DType, named_blobs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qn_deploy.compress.weights import PQWeight
+from qn_deploy.errors import ToolchainError
 from qn_deploy.quiet import quiet
 
 Q = torch.ops.quantized_decomposed
@@ -106,3 +112,73 @@ def lowered(request: pytest.FixtureRequest, cache_folder: None) -> Lowered:
         )
         stock = bytes(edge.to_executorch().buffer)
     return Lowered(stock, named_blobs(TABLES, request.param), inputs, net(*inputs))
+
+
+@pytest.fixture(scope="session")
+def payloads() -> Callable[[bytes], list[bytes]]:
+    """Gives the payload of each delegate of a .pte."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    return lambda pte: [bytes(inline.data) for inline in deserialize_pte_binary(pte).program.backend_delegate_data]
+
+
+READER = r"""
+#include <cstdio>
+#include <memory>
+#include "graph_blob.h"
+#include "table_blob.h"
+
+template <class Blob, class Size, class Expand>
+void answer(const std::optional<Blob>& blob, Size bytes, Expand expand) {
+  uint64_t size = blob ? bytes(*blob) : 0;
+  std::unique_ptr<uint8_t[]> out(new uint8_t[size]);
+  if (!blob || !expand(*blob, out.get())) size = ~uint64_t{0};
+  fwrite(&size, sizeof size, 1, stdout);
+  if (size != ~uint64_t{0}) fwrite(out.get(), size, 1, stdout);
+}
+
+int main() {  // stdin: (u32 length, blob)*; stdout: (u64 length or all ones, what the blob stands for)*
+  uint32_t size;
+  while (fread(&size, sizeof size, 1, stdin) == 1) {
+    std::unique_ptr<uint8_t[]> data(new uint8_t[size]);  // exactly as long as the blob, so that the sanitizer sees every step past it
+    if (size && fread(data.get(), size, 1, stdin) != 1) return 1;
+    if (qn::GraphBlob::has_magic(data.get(), size)) {
+      answer(qn::GraphBlob::parse(data.get(), size), [](auto& b) { return b.graph_bytes(); }, [](auto& b, void* out) { return b.inflate(out); });
+    } else {
+      answer(qn::TableBlob::parse(data.get(), size), [](auto& b) { return b.dense_bytes(); }, [](auto& b, void* out) { return b.expand(out), true; });
+    }
+  }
+}
+"""
+Reader = Callable[[list[bytes]], list["bytes | None"]]
+
+
+@pytest.fixture(scope="session")
+def read_natively(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """Reads blobs with the headers of native/ under the sanitizers: what each stands for, None where it is refused."""
+    try:
+        compiler = build.find_compiler()
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "reader.cpp").write_text(READER)
+    command = [*compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    native = Path(build.__file__).parent / "native"
+    files = [str(folder / "reader.cpp"), "-o", str(folder / "reader"), build.find_zlib(compiler)]
+    subprocess.run([*command, f"-I{native}", *files], check=True)
+
+    def read(blobs: list[bytes]) -> list[bytes | None]:
+        given_bytes = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
+        answer = subprocess.run([folder / "reader"], input=given_bytes, capture_output=True, check=False)
+        assert answer.returncode == 0, answer.stderr.decode()
+        results: list[bytes | None] = []
+        at = 0
+        for _ in blobs:
+            (size,) = struct.unpack_from("<Q", answer.stdout, at)
+            at += 8
+            results.append(None if size == 2**64 - 1 else answer.stdout[at : at + size])
+            at += 0 if size == 2**64 - 1 else size
+        assert at == len(answer.stdout)
+        return results
+
+    return read

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from qn_deploy.exporters.to_executorch.build import LIBRARY, build_backend, find_compiler
+from qn_deploy.exporters.to_executorch import build
+from qn_deploy.exporters.to_executorch.build import LIBRARY, build_backend, find_compiler, find_zlib
 
 from qn_deploy.errors import ToolchainError
 
@@ -16,9 +17,14 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fake_compiler(folder: Path, body: str) -> tuple[str, ...]:
-    """A compiler that names itself, then runs `body` with the output's path in $out."""
+    """A compiler that names itself and finds no library, then runs `body` with the output's path in $out."""
     script = folder / "fakecxx"
-    script.write_text(f'#!/bin/sh\nfor out; do :; done\n[ "$out" = --version ] && echo fake 1.0 && exit 0\n{body}\n')
+    script.write_text(
+        "#!/bin/sh\n"
+        'while [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done\n'
+        'case "$1" in --version) echo fake 1.0; exit;; -print-file-name=*) echo "${1#*=}"; exit;; esac\n'
+        f"{body}\n"
+    )
     script.chmod(0o755)
     return (str(script),)
 
@@ -80,3 +86,32 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ToolchainError, match="set XDG_CACHE_HOME"):
         build_backend(fake_compiler(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("present", "option"),
+    [
+        pytest.param((), "-lz", id="elsewhere"),
+        pytest.param(("libz.so.1",), "-l:libz.so.1", id="without its development package"),
+        pytest.param(("libz.so", "libz.so.1"), "-lz", id="both"),
+        pytest.param(("libz.so",), "-lz", id="Android"),
+    ],
+)
+def test_zlib_is_linked_by_the_name_it_has(tmp_path: Path, present: tuple[str, ...], option: str) -> None:
+    script = tmp_path / "finder"
+    found = " ".join(f"-print-file-name={name}) echo /lib/{name};;" for name in present)
+    script.write_text(f'#!/bin/sh\ncase "$1" in {found} *) echo "${{1#*=}}";; esac\n')
+    script.chmod(0o755)
+    assert find_zlib((str(script),)) == option
+
+
+def test_the_backend_links_zlib_by_its_run_time_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "find_zlib", lambda _: "-l:libz.so.1")
+    assert build_backend((*find_compiler(), "-O0")).exists()
+
+
+def test_a_missing_zlib_is_named(tmp_path: Path) -> None:
+    for said in ("ld: cannot find -lz: No such file", "ld.lld: error: unable to find library -lz", "ld: library 'z' not found"):
+        compiler = fake_compiler(tmp_path, f'echo "{said}" >&2; exit 1')
+        with pytest.raises(ToolchainError, match="does not find zlib.*apt-get install zlib1g"):
+            build_backend(compiler)

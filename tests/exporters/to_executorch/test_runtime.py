@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from qn_deploy.exporters.to_executorch.pte import to_stock, to_tables
+from qn_deploy.exporters.to_executorch import graph_blob
+from qn_deploy.exporters.to_executorch.pte import named_data, to_stock, to_tables
 from qn_deploy.exporters.to_executorch.runtime import load_program
 from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType
 
@@ -47,6 +48,34 @@ def test_a_damaged_table_is_an_error_not_a_crash(lowered, where: int, capfd: pyt
         with pytest.raises(InputError, match="is a damaged table blob"):
             load_program(damaged).run(lowered.inputs)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("where", [16, 20, 23, 24, 40, -1])
+def test_a_damaged_graph_is_an_error_not_a_crash(lowered, payloads, where: int, capfd: pytest.CaptureFixture[str]) -> None:
+    pte = to_tables(lowered.stock, lowered.tables)
+    for graph in {data for data in payloads(pte) if graph_blob.is_blob(data)}:
+        damaged = bytearray(graph)
+        damaged[where] ^= 0xFF
+        with pytest.raises(InputError, match="a delegate of the program is a damaged graph blob"):
+            load_program(pte.replace(graph, damaged)).run(lowered.inputs)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_constant_is_an_error_not_a_crash(lowered) -> None:
+    pte = to_tables(lowered.stock, lowered.tables)
+    for key in named_data(pte):
+        with pytest.raises(InputError, match="can't load 'forward'"):
+            load_program(pte.replace(key.encode(), b"x" * len(key))).run(lowered.inputs)
+
+
+def test_full_keys_and_plain_graphs_are_taken_as_they_are(lowered) -> None:
+    from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+
+    file = deserialize_pte_binary(lowered.stock)
+    for delegate in file.program.execution_plan[0].delegates:
+        delegate.id = "QnXnnpackBackend"
+    renamed = bytes(serialize_pte_binary(file, extract_delegate_segments=True))
+    assert torch.equal(load_program(renamed).run(lowered.inputs)[0], load_program(lowered.stock).run(lowered.inputs)[0])
 
 
 def test_a_program_from_a_path_names_it(lowered, tmp_path: Path) -> None:

@@ -2,19 +2,16 @@ from __future__ import annotations
 
 import random
 import struct
-import subprocess
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qn_deploy.exporters.to_executorch import build
 from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_layout, unpack
 
 from qn_deploy.compress.weights import PQWeight
-from qn_deploy.errors import InputError, ToolchainError
+from qn_deploy.errors import InputError
 
 # rows 2, inner 1, spatial 4: blocks of 2, so 2 block columns, each with its own codebook of 3 centroids
 SMALL = PQWeight(
@@ -33,26 +30,6 @@ SMALL_BLOB = bytes.fromhex(
     "00 02 01 00"  # codes
 )
 
-READER = r"""
-#include <cstdio>
-#include <memory>
-#include "table_blob.h"
-int main() {  // stdin: (u32 length, blob)*; stdout: (u64 dense length or all ones, dense)*
-  uint32_t size;
-  while (fread(&size, sizeof size, 1, stdin) == 1) {
-    std::unique_ptr<uint8_t[]> data(new uint8_t[size]);  // exactly as long as the blob, so that the sanitizer sees every step past it
-    if (size && fread(data.get(), size, 1, stdin) != 1) return 1;
-    const auto blob = qn::TableBlob::parse(data.get(), size);
-    const uint64_t dense = blob ? blob->dense_bytes() : ~uint64_t{0};
-    fwrite(&dense, sizeof dense, 1, stdout);
-    if (!blob) continue;
-    std::unique_ptr<uint8_t[]> out(new uint8_t[dense]);
-    blob->expand(out.get());
-    fwrite(out.get(), dense, 1, stdout);
-  }
-}
-"""
-
 
 @st.composite
 def tables(draw: st.DrawFn) -> PQWeight:
@@ -68,35 +45,6 @@ def tables(draw: st.DrawFn) -> PQWeight:
         scale=torch.rand(draw(st.sampled_from([1, rows])), generator=generator) + 1e-6,
         shape=(rows, inner, spatial),
     )
-
-
-@pytest.fixture(scope="module")
-def native_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        compiler = build.find_compiler()
-    except ToolchainError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("reader")
-    (folder / "reader.cpp").write_text(READER)
-    command = [*compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    native = Path(build.__file__).parent / "native"
-    subprocess.run([*command, f"-I{native}", str(folder / "reader.cpp"), "-o", str(folder / "reader")], check=True)
-    return folder / "reader"
-
-
-def read_natively(reader: Path, blobs: list[bytes]) -> list[bytes | None]:
-    given_bytes = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
-    answer = subprocess.run([reader], input=given_bytes, capture_output=True, check=False)
-    assert answer.returncode == 0, answer.stderr.decode()
-    results: list[bytes | None] = []
-    at = 0
-    for _ in blobs:
-        (size,) = struct.unpack_from("<Q", answer.stdout, at)
-        at += 8
-        results.append(None if size == 2**64 - 1 else answer.stdout[at : at + size])
-        at += 0 if size == 2**64 - 1 else size
-    assert at == len(answer.stdout)
-    return results
 
 
 def read_in_python(blob: bytes) -> bytes | None:
@@ -124,7 +72,7 @@ def test_a_blob_holds_the_weight_in_its_layout(table: PQWeight, layout: Layout, 
     assert unpack(pack(table, layout, dtype)) == expected == dense(table, layout, dtype)
 
 
-def test_native_reader_expands_as_python_does(native_reader: Path) -> None:
+def test_native_reader_expands_as_python_does(read_natively) -> None:
     blobs: list[bytes] = [SMALL_BLOB]
 
     @given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
@@ -133,10 +81,10 @@ def test_native_reader_expands_as_python_does(native_reader: Path) -> None:
         blobs.append(pack(table, layout, dtype))
 
     collect()
-    assert read_natively(native_reader, blobs) == [unpack(blob) for blob in blobs]
+    assert read_natively(blobs) == [unpack(blob) for blob in blobs]
 
 
-def test_native_reader_refuses_what_python_refuses(native_reader: Path) -> None:
+def test_native_reader_refuses_what_python_refuses(read_natively) -> None:
     rng = random.Random(0)
     blobs = [SMALL_BLOB[:n] for n in range(len(SMALL_BLOB))]
     for _ in range(3000):
@@ -157,7 +105,7 @@ def test_native_reader_refuses_what_python_refuses(native_reader: Path) -> None:
     ):
         blobs.append(SMALL_BLOB[:18] + b"\1" + SMALL_BLOB[19:24] + struct.pack("<6I", *sizes) + bytes(body))
         assert read_in_python(blobs[-1]) is None
-    native, python = read_natively(native_reader, blobs), [read_in_python(blob) for blob in blobs]
+    native, python = read_natively(blobs), [read_in_python(blob) for blob in blobs]
     assert native == python
     assert 100 < sum(result is None for result in python) < len(blobs) - 100  # both verdicts occur
 

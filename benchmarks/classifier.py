@@ -1,0 +1,142 @@
+"""One compressed classifier, all the way: saved, exported, verified, and run over every test image by each thing that can run it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rows import Row, at_most
+from torch import Tensor, nn
+
+from qn_deploy.compress import Compressed
+from qn_deploy.program import build
+from qn_deploy.program.exporter import find_exporters
+from qn_deploy.program.integer import IntegerReference
+from qn_deploy.program.lower import Activations, lower
+from qn_deploy.program.manifest import Manifest
+from qn_deploy.program.program import Program
+from qn_deploy.program.store import save
+from qn_deploy.verify.ladder import verify
+
+MAX_BATCH = 256
+GOLDEN = 32  # test images that become the golden inputs
+MAX_POINTS = 0.3  # of accuracy between the simulation and a runtime
+BYTES_FACTOR, BYTES_EXTRA = 1.05, 24 * 1024  # a file against the bytes of its constants
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What accuracy is measured on: inputs float32 [N, ...], labels int64 [N]."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def accuracy(self, logits: Tensor) -> float:
+        """Share of right answers, in %, of logits [N, classes]."""
+        return 100 * float((logits.argmax(1) == self.labels).double().mean())
+
+    def run(self, call: Callable[[Tensor], Tensor]) -> Tensor:
+        """The logits [N, classes] of a model that takes at most MAX_BATCH inputs at once."""
+        with torch.no_grad():
+            return torch.cat([call(batch) for batch in self.inputs.split(MAX_BATCH)])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A measured stage: its rows, and what a later timing needs."""
+
+    rows: list[Row]
+    manifest: Manifest
+    files: dict[str, bytes]  # by exporter
+
+
+def measure(
+    name: str,
+    compressed: Compressed,
+    tests: TestSet,
+    calibration: Tensor,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> Stage:
+    """Takes one compressed model down the whole road.
+
+    Args:
+        name: of the stage, the beginning of its rows' names.
+        compressed: what compress or ipq returned.
+        tests: what it is measured on.
+        calibration: float32 [M, ...], for the ranges of the activations.
+        folder: where model.pt and the build go.
+        progress: called with the name of each step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    program = save(
+        compressed,
+        folder / "model.pt",
+        example_inputs=(tests.inputs[:GOLDEN],),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
+        calibration=[(batch,) for batch in calibration.split(64)],
+    )
+    manifest = build.export(program, Activations.STATIC, folder / "build", "arm", progress=lambda stage: progress(f"{name}: {stage}"))
+    progress(f"{name}: climbing the parity ladder")
+    report = verify(folder / "build")
+    failed = [check for check in report.checks if check.rung <= 4 and not check.passed]
+    for check in failed:
+        progress(f"{name}: rung {check.rung} FAILED: {check.what}: {check.found}, limit {check.limit}")
+    files = {entry.exporter: (folder / "build" / file).read_bytes() for file, entry in manifest.files.items()}
+    rows = [
+        *_sizes(manifest),
+        at_most("checks of rungs 1-4 that fail", len(failed), f"of {sum(check.rung <= 4 for check in report.checks)}", 0),
+        *_over_all(program, manifest, files, tests, lambda what: progress(f"{name}: {what}")),
+    ]
+    return Stage([Row(f"{name}: {row.name}", row.value, row.unit, row.bar, row.met) for row in rows], manifest, files)
+
+
+def float_row(name: str, model: nn.Module, tests: TestSet) -> Row:
+    """The accuracy of a float model."""
+    return Row(f"{name}: accuracy in float", tests.accuracy(tests.run(model.eval())), "%")
+
+
+def _sizes(manifest: Manifest) -> list[Row]:
+    constants = manifest.theoretical_bytes
+    limit = int(BYTES_FACTOR * constants + BYTES_EXTRA)
+    rows = [Row("float constants", manifest.float_bytes, "bytes"), Row("codes, centroids, scales and the rest", constants, "bytes")]
+    return rows + [at_most(file, entry.bytes, "bytes", limit) for file, entry in manifest.files.items()]
+
+
+def _over_all(program: Program, manifest: Manifest, files: dict[str, bytes], tests: TestSet, progress: Callable[[str], None]) -> list[Row]:
+    """Accuracy of each way to run the program, and how far apart any two are over all the test images."""
+    exporters = find_exporters()
+    lowered = lower(program, Activations.STATIC)
+    progress("float activations, simulation and integer reference over the test images")
+    tables = tests.run(program.exported.module())  # type: ignore[arg-type]
+    reference = IntegerReference(lowered.exported)
+    logits = {
+        "simulation": tests.run(lambda batch: lowered.simulate((batch,))[0]),
+        "integer reference": tests.run(lambda batch: reference((batch,))[0]),
+    }
+    rows, runtimes = [Row("accuracy with float activations", tests.accuracy(tables), "%")], []
+    batches = tuple((batch,) for batch in tests.inputs.split(MAX_BATCH))
+    for entry in manifest.files.values():
+        exporter, data = exporters[entry.exporter], files[entry.exporter]
+        progress(f"{entry.runtime} over the test images")
+        logits[entry.runtime] = torch.cat([outputs[0] for outputs in exporter.run(data, batches)])
+        dense = torch.cat([outputs[0] for outputs in exporter.run(exporter.dense(data), batches)])
+        runtimes.append((entry.runtime, int((dense != logits[entry.runtime]).sum())))
+        if exporter.optimizes:
+            plain = exporter.run(data, batches, optimized=False)
+            logits[f"{entry.runtime}, optimizer off"] = torch.cat([outputs[0] for outputs in plain])
+    rows += [Row(f"accuracy on {what}", tests.accuracy(found), "%") for what, found in logits.items()]
+    for runtime, differing in runtimes:
+        points = abs(tests.accuracy(logits[runtime]) - tests.accuracy(logits["simulation"]))
+        rows.append(at_most(f"accuracy, {runtime} to simulation", round(points, 6), "points", MAX_POINTS))
+        rows.append(at_most(f"logits that differ, {runtime}, tables to dense int8", differing, f"of {tables.numel():,}", 0))
+    step = manifest.outputs[0].step
+    assert step is not None  # static activations quantize the output
+    for first, second in itertools.combinations(logits, 2):
+        apart = ((logits[first].double() - logits[second].double()) / step).abs().round()
+        rows.append(Row(f"largest difference, {first} to {second}", float(apart.max()), "steps"))
+        rows.append(Row(f"logits that differ, {first} to {second}", 100 * float((apart > 0).double().mean()), "%"))
+    return rows
