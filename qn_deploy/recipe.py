@@ -41,6 +41,12 @@ class Table:
             )
 
 
+    def pays(self, weights: int) -> bool:
+        """True if a table with all its centroids in use is smaller than one byte for each of `weights` weights."""
+        blocks = weights // self.block_size
+        return blocks + min(self.centroids, blocks) * self.block_size < weights
+
+
 @dataclass(frozen=True)
 class Int8:
     """Symmetric int8 weights, one scale per output channel (paper section 3.1)."""

@@ -67,10 +67,10 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
     """
     file = _parse(pte)
     constants = _entries(file)
-    if not constants.keys() & tables.keys():
-        return pte
     if any(is_blob(data) for data in constants.values()):
         raise ExportError("a constant of the program starts like a table blob; was it given tables before?")
+    if not constants.keys() & tables.keys():
+        return pte
     # Another backend would not know the short keys, and might want its constants aligned.
     ours_alone = {delegate.id for delegate in _delegates(file)} == {STOCK_BACKEND}
     keys = short_keys(constants) if ours_alone else {}

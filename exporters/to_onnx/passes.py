@@ -82,30 +82,44 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
         layer = name.removesuffix(INT8_SUFFIX)
         readers = [node for node, _ in graph.initializers[name].uses() if node.op_type == "DequantizeLinear"]  # not an embedding
         for index, dequantize in enumerate(readers):
-            _input(dequantize, 1).name = f"{layer}/scale"
+            dequantize.replace_input_with(1, initializer(graph, f"{layer}/scale", _array(_input(dequantize, 1))))
             # An explicit zero point: without one onnxruntime loses the fusion of Gemm, silently; one shared by two layers makes it
             # fail to load, because it names the bias that it quantizes after the zero point.
-            _input(dequantize, 2).name = f"{layer}/zero{index or ''}"
-        if not isinstance(weight, PQWeight):
-            graph.initializers[name].name = f"{layer}/int8"
-            continue
-        books, size, d = weight.centroids.shape
-        for part in ("codes", "centroids"):  # an embedding that is tied with this layer reads them already: one table, two readers
-            if f"{layer}_{part}" in graph.initializers:
-                graph.initializers[f"{layer}_{part}"].name = f"{layer}/{part}"
-        codes = initializer(graph, f"{layer}/codes", weight.codes.numpy())
-        centroids = initializer(graph, f"{layer}/centroids", weight.centroids.reshape(books * size, d).numpy())
-        shape = initializer(graph, f"{layer}/shape", np.array(weight.shape, np.int64))
-        chain = [ir.node("Cast", [codes], attributes={"to": ir.DataType.INT32})]
-        if books > 1:
-            offsets = initializer(graph, f"{layer}/offsets", (weight.rows[0] - weight.codes[0].to(torch.int32)).numpy())
-            chain.append(ir.node("Add", [chain[-1].outputs[0], offsets]))
-        chain.append(ir.node("Gather", [centroids, chain[-1].outputs[0]]))
-        chain.append(ir.node("Reshape", [chain[-1].outputs[0], shape]))
-        graph.insert_before(graph[0], chain)
-        graph.initializers[name].replace_all_uses_with(chain[-1].outputs[0])
-        del graph.initializers[name]
-        chain[-1].outputs[0].name = f"{layer}/int8"
+            dequantize.replace_input_with(2, initializer(graph, f"{layer}/zero{index or ''}", _array(_input(dequantize, 2))))
+        values = graph.initializers[name]
+        if isinstance(weight, PQWeight):
+            values = _decoded(graph, layer, weight)
+            graph.initializers[name].replace_all_uses_with(values)
+            del graph.initializers[name]
+        values.name = f"{layer}/int8"
+        for index, dequantize in enumerate(readers[1:], start=2):
+            # A layer that is called again reads a copy, which is made when the session loads: for exact sums on x86, onnxruntime turns
+            # the int8 weight of each layer into uint8, under a name made of the weight's.
+            copy = ir.node("Reshape", [values, _shape(graph, layer, weight)])
+            graph.insert_before(dequantize, copy)
+            copy.outputs[0].name = f"{layer.removesuffix('.weight')}_{index}.weight/int8"
+            dequantize.replace_input_with(0, copy.outputs[0])
+
+
+def _decoded(graph: ir.Graph, layer: str, weight: PQWeight) -> ir.Value:
+    books, size, d = weight.centroids.shape
+    for part in ("codes", "centroids"):  # an embedding that is tied with this layer reads them already: one table, two readers
+        if f"{layer}_{part}" in graph.initializers:
+            graph.initializers[f"{layer}_{part}"].name = f"{layer}/{part}"
+    codes = initializer(graph, f"{layer}/codes", weight.codes.numpy())
+    centroids = initializer(graph, f"{layer}/centroids", weight.centroids.reshape(books * size, d).numpy())
+    chain = [ir.node("Cast", [codes], attributes={"to": ir.DataType.INT32})]
+    if books > 1:
+        offsets = initializer(graph, f"{layer}/offsets", (weight.rows[0] - weight.codes[0].to(torch.int32)).numpy())
+        chain.append(ir.node("Add", [chain[-1].outputs[0], offsets]))
+    chain.append(ir.node("Gather", [centroids, chain[-1].outputs[0]]))
+    chain.append(ir.node("Reshape", [chain[-1].outputs[0], _shape(graph, layer, weight)]))
+    graph.insert_before(graph[0], chain)
+    return chain[-1].outputs[0]
+
+
+def _shape(graph: ir.Graph, layer: str, weight: CompressedWeight) -> ir.Value:
+    return initializer(graph, f"{layer}/shape", np.array(weight.shape, np.int64))
 
 
 def quantize_linear_inputs(model: ir.Model) -> None:

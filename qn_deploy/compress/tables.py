@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qn_deploy.compress.kmeans import kmeans, nearest, used
-from qn_deploy.compress.weights import DEAD_ROW, INT8_MAX, MAX_CENTROIDS, PQWeight
+from qn_deploy.compress.weights import DEAD_ROW, INT8_MAX, PQWeight
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
 
@@ -27,13 +27,11 @@ def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel:
         A PQWeight with at most `method.centroids` centroids, all in use.
 
     Raises:
-        CompressionError: the block size doesn't divide a row, a number of the method is out of range, or the weight isn't finite.
+        CompressionError: the block size doesn't divide a row, or the weight isn't finite.
     """
     rows = weight.detach().float().cpu().flatten(1)
     size, d = method.centroids, method.block_size
-    if not 2 <= size <= MAX_CENTROIDS:
-        raise CompressionError(f"a table of {size} centroids; one byte a code addresses 2 to {MAX_CENTROIDS}")
-    if d < 1 or rows.shape[1] % d:
+    if rows.shape[1] % d:
         raise CompressionError(f"blocks of {d} weights do not divide a row of {rows.shape[1]}; choose a divisor as block size")
     if not torch.isfinite(rows).all():
         raise CompressionError("the weight holds NaN or infinity; find the training step that made it")

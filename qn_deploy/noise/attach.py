@@ -48,8 +48,9 @@ def attach(model: nn.Module, recipe: Recipe, p: float = 0.1) -> list[str]:
     """Trains a model against the error of its later compression (paper section 4): noises the weights that `recipe` compresses.
 
     A weight that becomes a Table gets proxy noise, random blocks of `block_size` weights set to zero; one that becomes Int8 gets
-    int8 noise; so does one whose rows the block size doesn't divide, because compression will store it as int8. Tied weights stay
-    tied, and each of their modules draws its own noise; a weight tied with another kind of module stays float, as in compression.
+    int8 noise; so does one whose rows the block size doesn't divide, or whose table would not pay, because compression will store it
+    as int8. Tied weights stay tied, and each of their modules draws its own noise; a weight tied with another kind of module stays
+    float, as in compression.
 
     In training mode only `module.weight` shows noise, drawn anew each time it is read (`torch.nn.utils.parametrize.cached()` draws
     once). The parameter, called `parametrizations.weight.original` in the state dict, is the same object as before and never written
@@ -127,10 +128,9 @@ def set_rate(model: nn.Module, p: float) -> None:
 
 
 def _table_noise(target: Target) -> Noise:
-    d = target.method.block_size if isinstance(target.method, Table) else 0
-    if d < 1:
-        raise InputError(f"{target.name}: a table of blocks of {d} weights; choose a block size of 1 or more")
-    if target.weight.shape[1:].numel() % d:
+    assert isinstance(target.method, Table)
+    d = target.method.block_size
+    if target.weight.shape[1:].numel() % d or not target.method.pays(target.weight.numel()):  # compression will store it as int8
         return _int8_noise(target)
     return partial(zero_blocks, block_size=d)
 

@@ -101,8 +101,8 @@ def _manifest(
     output_nodes = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     outputs = [node.meta["val"] for node in output_nodes]
     names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
-    constants = {**exported.state_dict, **{name: value for name, value in exported.constants.items() if isinstance(value, Tensor)}}
-    plain = sum(value.numel() * value.element_size() for name, value in constants.items() if name not in program.weights)
+    constants = _constants(exported)
+    plain = sum(value.nbytes for name, value in constants.items() if name not in program.weights)
     return Manifest(
         target=target,
         activations=activations.value,
@@ -116,13 +116,23 @@ def _manifest(
         },
         golden_sha256=_sha256(golden),
         weights=describe(program),
-        theoretical_bytes=plain + sum(weight.nbytes for weight in program.weights.values()),
-        float_bytes=sum(value.numel() * value.element_size() for value in constants.values()),
+        theoretical_bytes=plain + sum(weight.nbytes for name, weight in program.weights.items() if name in constants),
+        float_bytes=sum(value.nbytes for value in constants.values()),
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
         inexact=tuple(inexact_operators(lowered)) if activations is Activations.STATIC else (),
         recipe=json.loads(program.recipe.to_json()) if program.recipe else None,
         left=program.left,
     )
+
+
+def _constants(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    """The constants that the graph reads, by name; of the names of a tied tensor only the last, as in the graph of torch.export."""
+    signature = exported.graph_signature
+    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    stored = {**exported.constants, **exported.state_dict}
+    read = [targets[node.name] for node in exported.graph.nodes if node.op == "placeholder" and node.users and node.name in targets]
+    last = {(stored[name].untyped_storage()._cdata, stored[name].storage_offset(), stored[name].shape): name for name in read}
+    return {name: stored[name] for name in last.values()}
 
 
 def _output_steps(lowered: torch.export.ExportedProgram) -> list[float | None]:

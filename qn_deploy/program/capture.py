@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from qn_deploy.compress.layers import bake, compressed_weights
 from qn_deploy.errors import ExportError, InputError
@@ -54,9 +55,22 @@ def capture(
             f"torch.export can't capture {type(model).__name__}: {reason}. Try torch.export.export(model.eval(), example_inputs) "
             "by itself; what it asks for there must change in the model"
         ) from error
+    _check_unchanged(exported, type(model).__name__)
     with torch.no_grad():
         outputs = (plain if reference is None else copy.deepcopy(reference).eval())(*example_inputs)
     return Program(exported, weights, Golden(example_inputs, as_tensors(outputs)), batches, recipe, dict(left or {}))
+
+
+def _check_unchanged(exported: ExportedProgram, model: str) -> None:
+    """Refuses a model that keeps something from one run for the next, or writes into its inputs: no exported file could."""
+    with torch.no_grad():
+        signature = exported.run_decompositions({}).graph_signature  # only a graph without in-place operators says what it changes
+    changed = [*signature.buffers_to_mutate.values(), *(f"input {name}" for name in signature.user_inputs_to_mutate.values())]
+    if changed:
+        raise ExportError(
+            f"{model}.forward changes {', '.join(changed)} in place; a program is the same in each run and keeps its inputs. "
+            "Compute a new tensor instead, x = x + 1, or leave the update out in eval mode"
+        )
 
 
 def as_tensors(outputs: Any) -> Batch:

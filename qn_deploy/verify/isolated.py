@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import contiguous_format
 
 from qn_deploy.errors import QnDeployError
 from qn_deploy.program.exporter import find_exporters
@@ -50,7 +51,7 @@ def run_isolated(exporter: str, runs: tuple[Run, ...], inputs: Batch, timeout_s:
 def _run_some(exporter: str, runs: tuple[Run, ...], inputs: Batch, timeout_s: float) -> list[Batch | RuntimeFailure]:
     with tempfile.TemporaryDirectory(prefix="qn-deploy-") as name:
         folder = Path(name)
-        save_file({str(index): tensor.detach().contiguous() for index, tensor in enumerate(inputs)}, folder / "inputs")
+        _write(inputs, folder / "inputs")
         for index, run in enumerate(runs):
             (folder / f"program{index}").write_bytes(run.data)
         (folder / "request.json").write_text(json.dumps({"exporter": exporter, "optimized": [run.optimized for run in runs]}))
@@ -70,18 +71,26 @@ def _run_some(exporter: str, runs: tuple[Run, ...], inputs: Batch, timeout_s: fl
             if (failure := folder / f"failure{index}").exists():
                 results.append(RuntimeFailure(failure.read_text()))
             elif (outputs := folder / f"outputs{index}").exists():
-                tensors = load_file(outputs)
-                results.append(tuple(tensors[str(position)] for position in range(len(tensors))))
+                results.append(_read(outputs))
             else:
                 results.append(RuntimeFailure(f"the runtime {ending}"))
                 break  # what comes after a crash was not tried
         return results
 
 
+def _write(batch: Batch, path: Path) -> None:
+    # Clones: safetensors refuses tensors that share memory, and a runtime may give one tensor out twice.
+    save_file({str(index): tensor.detach().clone(memory_format=contiguous_format) for index, tensor in enumerate(batch)}, path)
+
+
+def _read(path: Path) -> Batch:
+    tensors = load_file(path)
+    return tuple(tensors[str(index)] for index in range(len(tensors)))
+
+
 def _child(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
-    tensors = load_file(folder / "inputs")
-    inputs = tuple(tensors[str(index)] for index in range(len(tensors)))
+    inputs = _read(folder / "inputs")
     exporter = find_exporters()[request["exporter"]]
     for index, optimized in enumerate(request["optimized"]):
         try:
@@ -90,7 +99,7 @@ def _child(folder: Path) -> None:
             (folder / f"failure{index}").write_text(f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0])
             continue
         # Written under another name first: a file that is there is whole.
-        save_file({str(position): tensor.contiguous() for position, tensor in enumerate(outputs)}, folder / "unfinished")
+        _write(outputs, folder / "unfinished")
         (folder / "unfinished").rename(folder / f"outputs{index}")
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
-from qn_deploy.exporters.to_executorch import build
-from qn_deploy.exporters.to_executorch.table_blob import DType, named_blobs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporters.to_executorch import build
+from qn_deploy.exporters.to_executorch.table_blob import DType, named_blobs
 from qn_deploy.quiet import quiet
 
 Q = torch.ops.quantized_decomposed
@@ -128,11 +128,10 @@ READER = r"""
 #include "graph_blob.h"
 #include "table_blob.h"
 
-template <class Blob, class Size, class Expand>
-void answer(const std::optional<Blob>& blob, Size bytes, Expand expand) {
-  uint64_t size = blob ? bytes(*blob) : 0;
+template <class Blob, class Expand>
+void answer(const std::optional<Blob>& blob, uint64_t size, Expand expand) {
   std::unique_ptr<uint8_t[]> out(new uint8_t[size]);
-  if (!blob || !expand(*blob, out.get())) size = ~uint64_t{0};
+  if (!blob || !expand(out.get())) size = ~uint64_t{0};
   fwrite(&size, sizeof size, 1, stdout);
   if (size != ~uint64_t{0}) fwrite(out.get(), size, 1, stdout);
 }
@@ -143,9 +142,11 @@ int main() {  // stdin: (u32 length, blob)*; stdout: (u64 length or all ones, wh
     std::unique_ptr<uint8_t[]> data(new uint8_t[size]);  // exactly as long as the blob, so that the sanitizer sees every step past it
     if (size && fread(data.get(), size, 1, stdin) != 1) return 1;
     if (qn::GraphBlob::has_magic(data.get(), size)) {
-      answer(qn::GraphBlob::parse(data.get(), size), [](auto& b) { return b.graph_bytes(); }, [](auto& b, void* out) { return b.inflate(out); });
+      const auto blob = qn::GraphBlob::parse(data.get(), size);
+      answer(blob, blob ? blob->graph_bytes() : 0, [&](void* out) { return blob->inflate(out); });
     } else {
-      answer(qn::TableBlob::parse(data.get(), size), [](auto& b) { return b.dense_bytes(); }, [](auto& b, void* out) { return b.expand(out), true; });
+      const auto blob = qn::TableBlob::parse(data.get(), size);
+      answer(blob, blob ? blob->dense_bytes() : 0, [&](void* out) { return blob->expand(out), true; });
     }
   }
 }

@@ -8,9 +8,9 @@ from hashlib import sha256
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qn_deploy.exporters.to_executorch.graph_blob import LIMIT, MAGIC, deflate, inflate, is_blob
 
 from qn_deploy.errors import InputError
+from qn_deploy.exporters.to_executorch.graph_blob import LIMIT, MAGIC, deflate, inflate, is_blob
 
 GRAPH = b"key" * 50
 SMALL_BLOB = bytes.fromhex(

@@ -5,11 +5,11 @@ from hashlib import sha256
 from itertools import count
 
 import pytest
+
+from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporters.to_executorch import graph_blob
 from qn_deploy.exporters.to_executorch.pte import backends, named_data, short_keys, to_stock, to_tables
 from qn_deploy.exporters.to_executorch.table_blob import MAGIC, is_blob
-
-from qn_deploy.errors import ExportError, InputError
 
 
 def test_xnnpack_stores_each_weight_under_the_key_of_its_blob(lowered) -> None:
