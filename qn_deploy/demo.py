@@ -94,7 +94,7 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
         model,
         RECIPE,
         [(batch,) for batch in batches],
-        IPQ(stages=2, steps=200, final_steps=200, lr=0.05, seed=SEED),
+        IPQ(stages=2, steps=120, final_steps=120, lr=0.05, seed=SEED),
         progress=lambda index, names, loss: progress(f"iPQ: group {index + 1} tuned ({', '.join(names)}), loss {loss:.4f}"),
     )
     progress(f"saving {folder / 'model.pt'}")

@@ -43,7 +43,7 @@ def inflate(payload: bytes) -> bytes:
         raise InputError(f"graph blob of version {version} and {size} bytes; expected version {VERSION} and 1 to {LIMIT} bytes")
     stream = zlib.decompressobj()
     try:
-        graph = stream.decompress(payload[HEADER.size :], size + 1)  # one more than promised, to see that nothing follows
+        graph = stream.decompress(payload[HEADER.size :], size)
     except zlib.error as error:
         raise InputError(f"graph blob: {error}") from None
     if len(graph) != size or not stream.eof:

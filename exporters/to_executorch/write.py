@@ -15,7 +15,7 @@ from qn_deploy.quiet import quiet
 from .pte import named_data, to_tables
 from .table_blob import DType, named_blobs
 
-_NO_WORK = {"executorch_call_delegate", "getitem", "sym_size", "add", "sub", "mul", "floordiv"}  # delegates and arithmetic on shapes
+_NO_WORK = {"executorch_call_delegate", "getitem", "sym_size", "add", "sub", "mul", "floordiv", "alloc", "view"}  # delegates, memory, arithmetic on shapes
 
 
 def write(program: Program, activations: Activations) -> Written:

@@ -94,11 +94,12 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
         values.name = f"{layer}/int8"
         for index, dequantize in enumerate(readers[1:], start=2):
             # A layer that is called again reads a copy, which is made when the session loads: for exact sums on x86, onnxruntime turns
-            # the int8 weight of each layer into uint8, under a name made of the weight's.
+            # the int8 weight of each layer into uint8, under a name made of the weight's. A copy of a copy, or two would become one.
             copy = ir.node("Reshape", [values, _shape(graph, layer, weight)])
-            graph.insert_before(dequantize, copy)
-            copy.outputs[0].name = f"{layer.removesuffix('.weight')}_{index}.weight/int8"
-            dequantize.replace_input_with(0, copy.outputs[0])
+            graph.insert_before(readers[1], copy)
+            values = copy.outputs[0]
+            values.name = f"{layer.removesuffix('.weight')}_{index}.weight/int8"
+            dequantize.replace_input_with(0, values)
 
 
 def _decoded(graph: ir.Graph, layer: str, weight: PQWeight) -> ir.Value:

@@ -25,7 +25,7 @@ class GraphBlob {
   static std::optional<GraphBlob> parse(const uint8_t* data, size_t size) {
     if (!has_magic(data, size) || size < kHeaderBytes || read_u32(data + 16) != 1) return std::nullopt;
     const uint32_t graph_bytes = read_u32(data + 20);
-    if (graph_bytes == 0 || false) return std::nullopt;
+    if (graph_bytes == 0 || graph_bytes > kLimit) return std::nullopt;
     return GraphBlob(data + kHeaderBytes, size - kHeaderBytes, graph_bytes);
   }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 import zlib
 from hashlib import sha256
 
@@ -85,6 +86,17 @@ def test_a_damaged_blob_is_refused_by_name(change: object, reason: str) -> None:
     assert callable(change)
     with pytest.raises(InputError, match=reason):
         inflate(change(SMALL_BLOB))
+
+
+def test_a_stream_that_holds_more_is_not_inflated_to_its_end() -> None:
+    bomb = SMALL_BLOB[:24] + zlib.compress(bytes(1 << 25))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="does not end after the 150 bytes"):
+            inflate(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_magic_is_derived_not_chosen() -> None:

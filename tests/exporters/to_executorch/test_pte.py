@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import struct
 from hashlib import sha256
 from itertools import count
@@ -10,6 +11,11 @@ from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporters.to_executorch import graph_blob
 from qn_deploy.exporters.to_executorch.pte import backends, named_data, short_keys, to_stock, to_tables
 from qn_deploy.exporters.to_executorch.table_blob import MAGIC, is_blob
+
+
+def starts(pte: bytes) -> list[int]:
+    """Offsets of the table blobs in a .pte."""
+    return [match.start() for match in re.finditer(re.escape(MAGIC), pte)]
 
 
 def test_xnnpack_stores_each_weight_under_the_key_of_its_blob(lowered) -> None:
@@ -62,6 +68,13 @@ def test_beside_another_backend_keys_and_alignment_stay(lowered, payloads) -> No
     assert backends(pte) == {"AnotherBackend", "QnXnnpackBackend"}
     assert sum(graph_blob.is_blob(payload) for payload in payloads(pte)) == len(payloads(mixed)) - 1
     assert to_stock(pte) == mixed
+    assert not any(at % 128 for at in starts(pte))
+
+
+def test_segments_start_where_xnnpack_wants_them(lowered) -> None:
+    offsets = starts(to_tables(lowered.stock, lowered.tables))
+    assert not any(at % 16 for at in offsets)
+    assert any(at % 128 for at in offsets)
 
 
 def test_to_stock_gives_the_stock_program_back_byte_for_byte(lowered) -> None:
