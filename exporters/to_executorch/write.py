@@ -15,8 +15,6 @@ from qn_deploy.quiet import quiet
 from .pte import named_data, to_tables
 from .table_blob import DType, named_blobs
 
-_NO_WORK = {"executorch_call_delegate", "getitem", "sym_size", "add", "sub", "mul", "floordiv", "alloc", "view"}  # delegates, memory, arithmetic on shapes
-
 
 def write(program: Program, activations: Activations) -> Written:
     """Writes a program for ExecuTorch with the XNNPACK delegate, every table packed in the delegate's named data.
@@ -71,9 +69,9 @@ def _lower_to_xnnpack(exported: Any) -> tuple[Any, bytes]:
 
 def _portable(edge: Any) -> list[str]:
     """What XNNPACK left to ExecuTorch's portable kernels, in one line."""
-    targets = [node.target for node in edge.graph.nodes if node.op == "call_function"]
-    names = [str(getattr(target, "__name__", target)).split(".")[-2:][0] for target in targets]
-    left = Counter(name for name in names if name not in _NO_WORK)
+    targets = [str(getattr(node.target, "__name__", node.target)) for node in edge.graph.nodes if node.op == "call_function"]
+    operators = [name.split(".")[-2] for name in targets if "." in name]  # a name without a dot: a delegate, memory, Python's arithmetic
+    left = Counter(name for name in operators if name != "sym_size")
     if not left:
         return []
     return ["portable kernels, not XNNPACK, run " + ", ".join(f"{count} {name}" for name, count in sorted(left.items()))]
