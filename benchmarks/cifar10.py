@@ -52,7 +52,7 @@ def shuffled(count: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     batch = min(batch, count)
     while steps > 0:
-        for chosen in torch.randperm(count, generator=generator).split(batch)[: min(steps, count // batch)]:
+        for chosen in torch.split(torch.randperm(count, generator=generator), batch)[: min(steps, count // batch)]:
             yield chosen
             steps -= 1
 

@@ -17,6 +17,7 @@ class BasicBlock(nn.Module):
         self.stride, self.padding = stride, (channels - channels_in) // 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, channels_in, H, W] -> [N, channels, H / stride, W / stride]."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.padding:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
@@ -38,5 +39,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, 32, 32] -> logits [N, classes]."""
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits

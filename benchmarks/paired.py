@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import onnxruntime
 import torch
@@ -13,7 +14,6 @@ from rows import Row
 from torch import Tensor, nn
 
 from qn_deploy.exporters.to_executorch.runtime import load_program
-from qn_deploy.exporters.to_onnx.read import session_options
 from qn_deploy.quiet import quiet
 
 SAMPLE_S = 0.005  # a sample repeats its call until it lasts about this long
@@ -63,17 +63,18 @@ def rows(name: str, first: str, second: str, pair: Pair) -> list[Row]:
 
 def onnxruntime_call(data: bytes, *inputs: Tensor) -> Call:
     """A call that runs an .onnx on one thread."""
-    session = onnxruntime.InferenceSession(data, session_options(threads=1), providers=["CPUExecutionProvider"])
+    # Not the options of verification: session.x64quantprecision=1 halves the speed of a processor with VNNI, which needs no such help.
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     feeds = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feeds)
 
 
 def executorch_call(data: bytes, *inputs: Tensor) -> Call:
     """A call that runs a .pte on one thread."""
-    with quiet():
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     program = load_program(data)
-    _unsafe_reset_threadpool(1)  # XNNPACK takes the pool when a method is loaded, at the first run
+    _one_thread()
     return lambda: program.run(inputs)
 
 
@@ -84,6 +85,14 @@ def float_onnx(model: nn.Module, *inputs: Tensor) -> bytes:
     assert program is not None
     data: bytes = program.model_proto.SerializeToString()
     return data
+
+
+@cache
+def _one_thread() -> None:
+    """ExecuTorch's threads belong to the process. XNNPACK takes them when a method is loaded, which is at its first run."""
+    with quiet():
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    _unsafe_reset_threadpool(1)
 
 
 def _seconds(call: Call, count: int) -> float:

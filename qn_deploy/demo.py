@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qn_deploy import noise
 from qn_deploy.compress import IPQ, CompressedWeight, compress, ipq
+from qn_deploy.files import make_folder
 from qn_deploy.program import build
 from qn_deploy.program.exporter import find_exporters
 from qn_deploy.program.lower import Activations, lower
@@ -86,7 +87,7 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
     """
     torch.manual_seed(SEED)
     digits = load_digits()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model = train(digits, progress)
     batches = list(torch.split(digits.train, BATCH))
     progress("iPQ: compressing group by group")

@@ -45,5 +45,17 @@ def write_atomic(path: str | Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: str | Path) -> None:
+    """Makes a folder and those above it, unless they are there.
+
+    Raises:
+        InputError: it can't be made, or a file stands in its place.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be made: {_reason(error)}; choose another folder with --out") from error
+
+
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)

@@ -40,7 +40,6 @@ class Table:
                 f"a table of {self.centroids} centroids for blocks of {self.block_size}; expected 2 to 256 centroids, blocks of 1 or more"
             )
 
-
     def pays(self, weights: int) -> bool:
         """True if a table with all its centroids in use is smaller than one byte for each of `weights` weights."""
         blocks = weights // self.block_size
@@ -139,11 +138,14 @@ def _rule(entry: dict[str, Any]) -> Rule:
     if kind not in _METHODS:
         raise ValueError(f"method kind {kind!r} is not one of {sorted(_METHODS)}")
     kernel = entry["kernel"]
+    if kernel is not None:
+        height, width = kernel
+        kernel = int(height), int(width)
     return Rule(
         method=_METHODS[kind](**method),
         name=str(entry["name"]),
         module=str(entry["module"]),
-        kernel=None if kernel is None else (int(kernel[0]), int(kernel[1])),
+        kernel=kernel,
     )
 
 

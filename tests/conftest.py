@@ -1,86 +1,204 @@
-"""One saved model and one build of it, made once a session by the real command line; copies are cheap to break."""
+"""Small programs that the tests share. Each is captured once, and written once for each runtime and activation scheme."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
+from math import prod
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
-from qn_deploy import compress, save
-from qn_deploy.compress import Compressed
-from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.program.capture import capture
+from qn_deploy.program.exporter import Written, find_exporters
+from qn_deploy.program.lower import Activations
+from qn_deploy.program.program import Batch, Program
 
-COMMAND = Path(sys.executable).with_name("qn-deploy")
-RECIPE = Recipe((Rule(Table(9, 4), module="Conv2d"), Rule(Table(4, 4), module="Linear")), title="small")
+F = nn.functional
+torch.set_num_threads(1)
 
 
-class Small(nn.Module):
-    """Convolutions and a linear layer, all of whose operators have an exact integer rule: image [N, 1, 8, 8] -> logits [N, 10]."""
+def random_table(shape: tuple[int, ...], block: int, size: int = 16, books: int = 1, per_row: bool = True, seed: int = 0) -> PQWeight:
+    draw = torch.Generator().manual_seed(seed)
+    codes = torch.randint(size, (shape[0], prod(shape[1:]) // block), generator=draw, dtype=torch.uint8)
+    centroids = torch.randint(-127, 128, (books, size, block), generator=draw, dtype=torch.int8)
+    fan_in = prod(shape[1:])
+    scale = (torch.rand(shape[0] if per_row else 1, generator=draw) + 0.5) / (64 * fan_in**0.5)
+    return PQWeight(codes, centroids, scale, shape)
+
+
+def make_program(
+    module: nn.Module,
+    inputs: Batch,
+    weights: dict[str, CompressedWeight],
+    calibration: tuple[Batch, ...] | None = None,
+    dynamic_shapes: object = None,
+) -> Program:
+    """A program of `module` with these weights in it, calibrated with its example inputs if nothing else is given."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            module.get_parameter(name).copy_(weight.dequantize())
+    program = capture(module, inputs, dynamic_shapes, (inputs,) if calibration is None else calibration)
+    program.weights.update(weights)
+    return program
+
+
+class Operators(nn.Module):
+    """One output for each operator that has an exact integer rule."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.body = nn.Conv2d(16, 16, 3, stride=2, padding=1)
-        self.head = nn.Linear(16, 10)
+        self.strided = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(16, 32, 1, groups=2, bias=False)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.linear = nn.Linear(32, 10)
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.body(self.norm(self.stem(image)).relu()).relu()
-        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a `qn-deploy` process left."""
-
-    code: int
-    out: str
-    err: str
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        strided = self.strided(x).relu_()
+        grouped = self.grouped(strided)
+        depthwise = F.relu(self.depthwise(grouped))
+        mean = F.adaptive_avg_pool2d(depthwise, 1).flatten(1)
+        return strided, grouped, depthwise, mean, self.linear(mean)
 
 
-def qn_deploy(*arguments: str | Path, timeout: float = 300) -> Done:
-    """Runs the installed command as a user does."""
-    done = subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
-    return Done(done.returncode, done.stdout, done.stderr)
+class Residual(nn.Module):
+    """A convolutional network in small: a fork, an addition, a mean, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first = nn.Conv2d(16, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 1)
+        self.classifier = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.second(F.relu(self.first(x))))
+        scores: Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return scores
 
 
-@dataclass(frozen=True)
-class Model:
-    """A compressed model and the model.pt of it, with calibration batches and without."""
+class Words(nn.Module):
+    """A Transformer's feed-forward layer over an embedding."""
 
-    compressed: Compressed
-    inputs: tuple[Tensor, ...]
-    path: Path
-    uncalibrated: Path
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 32)
+        self.up = nn.Linear(32, 64)
+        self.down = nn.Linear(64, 32, bias=False)
+        self.out = nn.Linear(32, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        x = x + self.down(F.relu(self.up(x)))
+        scores: Tensor = self.out(x.mean(1))
+        return scores
+
+
+class Tied(nn.Module):
+    """A language model's ends: the output layer is the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, 32)
+        self.out = nn.Linear(32, 64)
+        self.out.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.out(self.embed(tokens))
+        return scores
+
+
+class Shared(nn.Module):
+    """One layer called twice, as in networks that share layers, and another that shares its weight but not its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+        self.other = nn.Linear(16, 16)
+        self.other.weight = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.other(self.layer(self.layer(x).relu()))
+        return scores
+
+
+def operators() -> Program:
+    module = Operators()
+    weights: dict[str, CompressedWeight] = {
+        "strided.weight": random_table((16, 8, 3, 3), block=9),
+        "grouped.weight": random_table((32, 8, 1, 1), block=4, books=2),
+        "depthwise.weight": IntWeight.from_float(module.depthwise.weight),
+        "linear.weight": random_table((10, 32), block=8),
+    }
+    return make_program(module, (torch.randn(32, 8, 9, 9),), weights)
+
+
+def residual() -> Program:
+    module = Residual()
+    weights: dict[str, CompressedWeight] = {
+        "stem.weight": IntWeight.from_float(module.stem.weight),
+        "first.weight": random_table((16, 16, 3, 3), block=9),
+        "second.weight": random_table((16, 16, 1, 1), block=4, books=4),
+        "classifier.weight": random_table((10, 16), block=4),
+    }
+    images = torch.randn(8, 3, 12, 12)
+    return make_program(module, (images[:3],), weights, ((images,),), ({0: Dim("batch", min=1, max=64)},))
+
+
+def words() -> Program:
+    module = Words()
+    weights: dict[str, CompressedWeight] = {
+        "embed.weight": random_table((100, 32), block=8, books=2, per_row=False),
+        "up.weight": random_table((64, 32), block=8),
+        "down.weight": random_table((32, 64), block=4, books=4),
+        "out.weight": IntWeight.from_float(module.out.weight),
+    }
+    tokens = torch.randint(100, (2, 10))
+    return make_program(module, (tokens,), weights, (), ({0: Dim("batch", min=1, max=64), 1: Dim("length", min=2, max=128)},))
+
+
+def tied() -> Program:
+    table = random_table((64, 32), block=8, per_row=False)
+    return make_program(Tied(), (torch.randint(64, (2, 5)),), {"embed.weight": table, "out.weight": table}, ())
+
+
+def shared() -> Program:
+    table = random_table((16, 16), block=4, books=2)
+    return make_program(Shared(), (torch.randn(64, 16),), {"layer.weight": table, "other.weight": table})
+
+
+PROGRAMS = {maker.__name__: maker for maker in (operators, residual, words, tied, shared)}
+Programs = Callable[[str], Program]
+Write = Callable[[str, str, Activations], Written]
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    inputs = (torch.randn(4, 1, 8, 8),)
-    compressed = compress.compress(Small().eval(), RECIPE, inputs)
-    folder = tmp_path_factory.mktemp("model")
-    shapes = ({0: torch.export.Dim("batch", min=1, max=16)},)
-    calibration = [(torch.randn(8, 1, 8, 8),) for _ in range(2)]
-    save(compressed, folder / "model.pt", example_inputs=inputs, dynamic_shapes=shapes, calibration=calibration)
-    save(compressed, folder / "uncalibrated.pt", example_inputs=inputs, dynamic_shapes=shapes)
-    return Model(compressed, inputs, folder / "model.pt", folder / "uncalibrated.pt")
+def programs() -> Programs:
+    """The program of a name in PROGRAMS."""
 
+    def make(name: str) -> Program:
+        torch.manual_seed(0)
+        return PROGRAMS[name]()
 
-@dataclass(frozen=True)
-class Build:
-    """A build folder and how `qn-deploy export` went."""
-
-    folder: Path
-    export: Done
+    return cache(make)
 
 
 @pytest.fixture(scope="session")
-def build(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    folder = tmp_path_factory.mktemp("export") / "build"
-    return Build(folder, qn_deploy("export", model.path, "--target", "arm", "--out", folder))
+def write(programs: Programs) -> Write:
+    """write(program's name, exporter's name, activations): what the exporter made of the program."""
+    exporters = find_exporters()
+    return cache(lambda name, exporter, activations: exporters[exporter].write(programs(name), activations))
+
+
+@pytest.fixture(scope="session", name="make_program")
+def make_program_fixture() -> Callable[..., Program]:
+    return make_program
+
+
+@pytest.fixture(scope="session", name="random_table")
+def random_table_fixture() -> Callable[..., PQWeight]:
+    return random_table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qn_deploy.program.rules import XNNPACK
+
 from . import read
 from .pte import to_stock
 from .write import write
@@ -12,6 +14,7 @@ class ExecutorchExporter:
 
     filename = "model.pte"
     runtime = "ExecuTorch XNNPACK"
+    rules = XNNPACK
     optimizes = False
     write = staticmethod(write)
     run = staticmethod(read.run)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
+
 from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.program.exporter import Written
@@ -60,8 +62,11 @@ def _lower_to_xnnpack(exported: Any) -> tuple[Any, bytes]:
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-            return edge.exported_program(), bytes(edge.to_executorch().buffer)
+            # For each convolution that it traces torch asks which of its own kernels would be fastest. Those of oneDNN and NNPACK depend
+            # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
+            with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+                edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+                return edge.exported_program(), bytes(edge.to_executorch().buffer)
         except Exception as error:  # exir raises many classes; each means that it can't lower this graph
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExportError(f"ExecuTorch can't lower this graph: {reason}") from error

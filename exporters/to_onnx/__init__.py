@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qn_deploy.program.rules import ONNXRUNTIME
+
 from . import read
 from .write import write
 
@@ -11,6 +13,7 @@ class OnnxExporter:
 
     filename = "model.onnx"
     runtime = "onnxruntime"
+    rules = ONNXRUNTIME
     optimizes = True
     write = staticmethod(write)
     run = staticmethod(read.run)

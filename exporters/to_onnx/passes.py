@@ -3,6 +3,7 @@
 In this order (see `write.py`):
     fold_constants         operators on constants                    -> initializer
     unsigned_activations   int8 activation zero points               -> uint8, + 128
+    absorb_relu            Relu before a range that starts at zero   -> removed
     pool_globally          ReduceMean over height and width          -> GlobalAveragePool
     insert_tables          int8 weight                               -> Reshape(Gather(centroids, Cast(codes)))
     quantize_linear_inputs DequantizeLinear(W) -> MatMul, Gemm       -> DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul
@@ -52,6 +53,24 @@ def unsigned_activations(model: ir.Model, weights: Mapping[str, CompressedWeight
         if zero.dtype == np.int8:
             unsigned = initializer(graph, f"{_input(node, 2).name}_uint8", (zero.astype(np.int16) + 128).astype(np.uint8))
             node.replace_input_with(2, unsigned)
+
+
+def absorb_relu(model: ir.Model) -> None:
+    """Removes each Relu whose output is quantized from zero upwards: quantizing clamps the same values.
+
+    onnxruntime does so too, but after a linear layer on more than two dimensions too late: the layer would stay in float.
+    """
+    for node in model.graph:
+        if node.op_type != "Relu" or any(value is node.outputs[0] for value in model.graph.outputs):
+            continue
+        readers = [reader for reader, _ in node.outputs[0].uses()]
+        if all(reader.op_type == "QuantizeLinear" and _starts_at_zero(_array(_input(reader, 2))) for reader in readers):
+            node.outputs[0].replace_all_uses_with(_input(node, 0))
+            model.graph.remove(node, safe=True)
+
+
+def _starts_at_zero(zero: np.ndarray) -> bool:
+    return bool(np.all(zero == np.iinfo(zero.dtype).min))
 
 
 def pool_globally(model: ir.Model) -> None:

@@ -31,6 +31,7 @@ def write(program: Program, activations: Activations) -> Written:
     model = _to_onnx(lowered, program)
     passes.fold_constants(model)
     passes.unsigned_activations(model, lowered.weights)
+    passes.absorb_relu(model)
     passes.pool_globally(model)
     passes.insert_tables(model, lowered.weights)
     if activations is Activations.DYNAMIC:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import InputError
-from qn_deploy.files import write_atomic
+from qn_deploy.files import make_folder, write_atomic
 from qn_deploy.program.exporter import Exporter, Written, find_exporters
 from qn_deploy.program.integer import IntegerReference, inexact_operators
 from qn_deploy.program.lower import Activations, input_names
@@ -57,13 +57,10 @@ def export(
         progress(f"writing {exporter.filename}")
         written[name] = exporter.write(program, activations)
     progress("running the simulated program")
-    golden = save_tensors(_golden(program, activations, written))
+    golden = save_tensors(_golden(program, activations, chosen, written))
     manifest = _manifest(program, activations, target, chosen, written, golden)
     progress(f"saving to {folder}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} can't be made: {error.strerror}; choose another folder with --out") from None
+    make_folder(folder)
     for name, exporter in chosen.items():
         write_atomic(folder / exporter.filename, written[name].data)
     write_atomic(folder / GOLDEN, golden)
@@ -71,7 +68,7 @@ def export(
     return manifest
 
 
-def _golden(program: Program, activations: Activations, written: dict[str, Written]) -> dict[str, Tensor]:
+def _golden(program: Program, activations: Activations, exporters: dict[str, Exporter], written: dict[str, Written]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
 
     def keep(prefix: str, batch: tuple[Tensor, ...]) -> None:
@@ -81,8 +78,8 @@ def _golden(program: Program, activations: Activations, written: dict[str, Writt
     keep("float", program.golden.outputs)
     for name, result in written.items():
         keep(f"simulated/{name}", result.lowered.simulate(program.golden.inputs))
-    if activations is Activations.STATIC:
-        keep("reference", IntegerReference(next(iter(written.values())).lowered.exported)(program.golden.inputs))
+        if activations is Activations.STATIC:
+            keep(f"reference/{name}", IntegerReference(result.lowered.exported, exporters[name].rules)(program.golden.inputs))
     return tensors
 
 
@@ -109,9 +106,7 @@ def _manifest(
         inputs=tuple(_tensor_entry(name, values[name]) for name in input_names(exported)),
         outputs=tuple(_tensor_entry(name, value, step) for name, value, step in zip(names, outputs, steps, strict=True)),
         files={
-            exporter.filename: FileEntry(
-                name, exporter.runtime, len(written[name].data), _sha256(written[name].data), written[name].notes
-            )
+            exporter.filename: FileEntry(name, exporter.runtime, len(written[name].data), _sha256(written[name].data), written[name].notes)
             for name, exporter in exporters.items()
         },
         golden_sha256=_sha256(golden),
@@ -126,13 +121,12 @@ def _manifest(
 
 
 def _constants(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:
-    """The constants that the graph reads, by name; of the names of a tied tensor only the last, as in the graph of torch.export."""
+    """The constants that the graph reads, by name; torch.export lets it read a tied tensor by one of its names only."""
     signature = exported.graph_signature
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     stored = {**exported.constants, **exported.state_dict}
-    read = [targets[node.name] for node in exported.graph.nodes if node.op == "placeholder" and node.users and node.name in targets]
-    last = {(stored[name].untyped_storage()._cdata, stored[name].storage_offset(), stored[name].shape): name for name in read}
-    return {name: stored[name] for name in last.values()}
+    read = [node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users and node.name in targets]
+    return {targets[name]: stored[targets[name]] for name in read}
 
 
 def _output_steps(lowered: torch.export.ExportedProgram) -> list[float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +40,21 @@ def load_calibration(path: Path, program: Program) -> tuple[Batch, ...]:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is a single array; calibration data is an .npz with one array for each input")
-            return {name: archive[name] for name in archive.files}
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} is a single array; calibration data is an .npz with one array for each input")
+        with archive:
+            arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the .npz with calibration data") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} can't be read as an .npz of plain arrays: {error}") from None
+    except InputError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many classes; every one of them means that the file can't be read
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} can't be read as an .npz of plain arrays: {reason}") from None
+    if others := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise InputError(f"{path} can't be read as an .npz of plain arrays: {others[0]} is no array")
+    return arrays
 
 
 def _checked(path: Path, name: str, array: np.ndarray, program: Program, index: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from qn_deploy.program.lower import Activations, Lowered
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.program.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Exporter(Protocol):
     Attributes:
         filename: the file's name in the build folder.
         runtime: the runtime's name in reports.
+        rules: how the runtime rounds where runtimes differ.
         optimizes: the runtime rewrites the graph when it loads, and can be told not to.
     """
 
     filename: str
     runtime: str
+    rules: Rules
     optimizes: bool
 
     def write(self, program: Program, activations: Activations) -> Written:

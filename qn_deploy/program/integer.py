@@ -1,13 +1,13 @@
-"""The integer reference: a static int8 program computed as the runtimes compute it.
+"""The integer reference: a static int8 program computed as a runtime computes it.
 
 The simulated program multiplies floats; runtimes multiply int8, sum in int32 and requantize the sum. Both are right, and they differ
-by a step here and there. This interpreter runs the same graph with the runtimes' own rule for convolutions and linears,
+by a step here and there. This interpreter runs the same graph with the runtimes' rule for convolutions and linears,
 
     acc = sum (x_q - z_x) * w_q + round(bias / (s_x * s_w))                                   int32, exact
     y_q = clamp(round_half_even(float32(acc) * float32(s_x * s_w / s_y)) + z_y, low, high)    as XNNPACK and onnxruntime do
 
-a mean over height and width likewise (the frequent ties of a mean of integers are rounded by chance in float), and the simulation's
-rule for everything else, so that a runtime can be compared bit for bit.
+with each runtime's own rules for means, additions and floats that enter (`rules.py`), and with the simulation's for everything else,
+so that a runtime can be compared bit for bit.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.fx import Interpreter
 
 from qn_deploy.program.program import Batch
+from qn_deploy.program.rules import Grid, Rules, add_in_fixed_point, add_in_float
 
 _decomposed = torch.ops.quantized_decomposed
 _aten = torch.ops.aten
 _MATMULS = (_aten.conv2d.default, _aten.linear.default)
 _RELUS = (_aten.relu.default, _aten.relu_.default)
+_ADDS = (_aten.add.Tensor, _aten.add_.Tensor)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Quantized:
     steps: Tensor  # int8, any shape
     scale: Tensor  # float32 scalar, or [out] for a weight
     zero: int = 0
+
+    @property
+    def grid(self) -> Grid:
+        """Scale and zero point."""
+        return Grid(self.scale, self.zero)
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,30 @@ class Accumulator:
     rectified: bool = False
 
 
-class IntegerReference(Interpreter):
-    """Runs a lowered static program with integer convolutions and linears."""
+@dataclass(frozen=True)
+class Mean:
+    """The mean over height and width of a quantized tensor, before it is requantized: value == scale * sums / count."""
 
-    def __init__(self, exported: ExportedProgram) -> None:
+    sums: Tensor  # int64 [N, C, 1, 1] of steps - zero
+    scale: Tensor  # float32 scalar
+    count: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of two quantized tensors of one shape, before it is requantized."""
+
+    a: Quantized
+    b: Quantized
+    rectified: bool = False
+
+
+class IntegerReference(Interpreter):
+    """Runs a lowered static program as the runtime with these rules does."""
+
+    def __init__(self, exported: ExportedProgram, rules: Rules) -> None:
         super().__init__(exported.module(check_guards=False))
+        self._rules = rules
 
     def __call__(self, inputs: Batch) -> Batch:
         """Outputs of the program for one batch of inputs."""
@@ -66,18 +92,40 @@ class IntegerReference(Interpreter):
             return Quantized(values, torch.tensor(scale, dtype=torch.float32), zero)
         if target is _decomposed.dequantize_per_channel.default and args[3] == 0:
             return Quantized(args[0], args[1].float())
-        if target in _RELUS and isinstance(args[0], Accumulator):
+        if target in _RELUS and isinstance(args[0], Accumulator | Sum):
             return replace(args[0], rectified=True)
-        if target is _decomposed.quantize_per_tensor.default and isinstance(args[0], Accumulator):
-            return _requantize(*args)
+        if target is _decomposed.quantize_per_tensor.default:
+            return self._quantize(*args)
         if target in _MATMULS and all(isinstance(arg, Quantized) for arg in args[:2]):
             return _accumulate(target, *args)
         if target is _aten.adaptive_avg_pool2d.default and isinstance(args[0], Quantized) and list(args[1]) == [1, 1]:
             return _mean(args[0])
+        if target in _ADDS and _are_alike(*args) and not kwargs:
+            return Sum(*args)
         if target is operator.getitem:
             return super().call_function(target, args, kwargs)
-        floats = torch.utils._pytree.tree_map_only((Quantized, Accumulator), _float, (args, kwargs), is_leaf=_is_integer)
+        floats = torch.utils._pytree.tree_map_only(_INTEGERS, _float, (args, kwargs), is_leaf=lambda value: isinstance(value, _INTEGERS))
         return super().call_function(target, *floats)
+
+    def _quantize(self, value: Any, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
+        grid = Grid(torch.tensor(scale, dtype=torch.float32), zero)
+        if isinstance(value, Accumulator):
+            steps = (value.sums.float() * (value.scale / grid.scale)).round() + zero
+        elif isinstance(value, Mean):
+            mean = value.sums.float() * (value.scale / value.count / grid.scale)
+            steps = mean.round() + zero if self._rules.ties_before_zero else (mean + zero).round()
+        elif isinstance(value, Sum):
+            add = add_in_float if self._rules.adds_in_float else add_in_fixed_point
+            steps = add(value.a.steps, value.b.steps, value.a.grid, value.b.grid, grid)
+        else:
+            floats = _float(value)
+            steps = (floats / grid.scale if self._rules.divides else floats * (1.0 / scale)).round() + zero
+        rectified = isinstance(value, Accumulator | Sum) and value.rectified
+        return steps.clamp(max(low, zero) if rectified else low, high).to(dtype)
+
+
+def _are_alike(*args: Any) -> bool:
+    return len(args) == 2 and all(isinstance(arg, Quantized) for arg in args) and args[0].steps.shape == args[1].steps.shape
 
 
 def _accumulate(target: Any, x: Quantized, weight: Quantized, bias: Tensor | None = None, *rest: Any) -> Accumulator:
@@ -90,27 +138,21 @@ def _accumulate(target: Any, x: Quantized, weight: Quantized, bias: Tensor | Non
     return Accumulator(sums, scale.reshape(channels))
 
 
-def _mean(x: Quantized) -> Accumulator:
-    sums = (x.steps.long() - x.zero).sum((2, 3), keepdim=True)
-    return Accumulator(sums, x.scale / (x.steps.shape[2] * x.steps.shape[3]))
+def _mean(x: Quantized) -> Mean:
+    return Mean((x.steps.long() - x.zero).sum((2, 3), keepdim=True), x.scale, x.steps.shape[2] * x.steps.shape[3])
 
 
-def _requantize(value: Accumulator, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
-    multiplier = value.scale / torch.tensor(scale, dtype=torch.float32)
-    steps = (value.sums.float() * multiplier).round() + zero
-    return steps.clamp(max(low, zero) if value.rectified else low, high).to(dtype)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Quantized | Accumulator)
+_INTEGERS = (Quantized, Accumulator, Mean, Sum)
 
 
 def _float(value: Any) -> Any:
     if isinstance(value, Quantized):
         channels = (-1, *[1] * (value.steps.ndim - 1)) if value.scale.ndim else ()
         return (value.steps.float() - value.zero) * value.scale.reshape(channels)
-    if isinstance(value, Accumulator):
-        floats = value.sums.float() * value.scale
+    if isinstance(value, Mean):
+        return value.sums.float() * (value.scale / value.count)
+    if isinstance(value, Accumulator | Sum):
+        floats = value.sums.float() * value.scale if isinstance(value, Accumulator) else _float(value.a) + _float(value.b)
         return floats.relu() if value.rectified else floats
     return value
 
@@ -139,21 +181,21 @@ _EXACT = {
 
 
 def inexact_operators(exported: ExportedProgram) -> list[str]:
-    """Operators of a lowered static program for which the runtimes have no common exact rule, in the graph's order."""
-    nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
-    return [
-        node.name
-        for node in nodes
-        if node.target not in _EXACT and not _is_exact_mean(node) and isinstance(node.meta.get("val"), Tensor)
-    ]
+    """Operators of a lowered static program that the reference computes by no runtime's rule, in the graph's order."""
+    nodes = [node for node in exported.graph.nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)]
+    return [node.name for node in nodes if node.target not in _EXACT and not _is_exact_mean(node) and not _is_exact_add(node)]
 
 
-def _is_exact_mean(node: Node) -> bool:
-    """True for a mean over height and width whose ties every runtime rounds alike.
+def _is_exact_mean(node: Any) -> bool:
+    return node.target is _aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1] and _is_quantized(node.args[0])
 
-    onnxruntime rounds a tie to even before it adds the zero point, XNNPACK after: the same number only for an even zero point.
-    """
-    if node.target is not _aten.adaptive_avg_pool2d.default or list(node.args[1]) != [1, 1]:
+
+def _is_exact_add(node: Any) -> bool:
+    if node.target not in _ADDS or node.kwargs or not all(_is_quantized(arg) for arg in node.args):
         return False
-    source = node.args[0]
-    return source.target is _decomposed.dequantize_per_tensor.default and int(source.args[2]) % 2 == 0
+    a, b = (arg.meta["val"].shape for arg in node.args)
+    return len(node.args) == 2 and list(a) == list(b)
+
+
+def _is_quantized(node: Any) -> bool:
+    return getattr(node, "target", None) is _decomposed.dequantize_per_tensor.default

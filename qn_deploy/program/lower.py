@@ -11,6 +11,7 @@ The result is plain torch: run by torch it *is* the simulated program that every
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -22,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qn_deploy.compress.weights import INT8_MAX, CompressedWeight, PQWeight
-from qn_deploy.errors import InputError
+from qn_deploy.errors import ExportError, InputError
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.quiet import quiet
 
@@ -90,6 +91,9 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
         per_row: dynamic ranges are taken of each row (XNNPACK) instead of the whole tensor (onnxruntime).
         baked: float constants with the dequantized values stay where int8 weights would stand (for runtimes that have no kernel for
             int8 weights with float activations); embeddings are lookups all the same.
+
+    Raises:
+        ExportError: static, and a BatchNorm that should have been folded before compressing follows a compressed weight.
     """
     graph_module: GraphModule = program.exported.module(check_guards=False)  # a copy: the program is not touched
     if activations is Activations.STATIC:
@@ -140,6 +144,9 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
     class ActivationQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
         """XNNPACK's placement of activation ranges; weights have their scale already and are left alone."""
 
+        # What matches BatchNorm serves training only, and takes seconds: its patterns are captured anew each time.
+        SUPPORTED_PATTERNS = tuple(pattern for pattern in XNNPACKQuantizer.SUPPORTED_PATTERNS if "_bn" not in pattern.name)
+
         def annotate(self, model: GraphModule) -> GraphModule:
             model = super().annotate(model)
             for node in model.graph.nodes:
@@ -158,23 +165,30 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
         prepared = prepare_pt2e(graph_module, quantizer)
         for batch in program.calibration:
             prepared(*batch)
-        return convert_pt2e(prepared, fold_quantize=False)  # type: ignore[no-any-return]
+        calibrated: GraphModule = convert_pt2e(prepared, fold_quantize=False)
+    state = calibrated.state_dict()
+    for name in program.weights:  # PT2E folds each BatchNorm that is left into the float weight, which the int8 one would not know
+        if name in state and not torch.equal(state[name], program.exported.state_dict[name]):
+            raise ExportError(
+                f"{name} is followed by a BatchNorm that is not folded into it; fold it before the weight is compressed, as "
+                "qn_deploy.compress does, or export with --activations none"
+            )
+    return calibrated
 
 
 def _separate_biases(graph_module: GraphModule) -> None:
     """Gives each call of a layer a bias of its own: ExecuTorch quantizes a bias once, by the input scale of the first call."""
-    seen: set[str] = set()
+    calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
         bias = node.args[2] if node.target in (LINEAR, *CONVOLUTIONS) and len(node.args) > 2 else None
         if bias is None or bias.op != "get_attr":
             continue
-        if bias.target in seen:
-            name = f"{bias.target}_{sum(other.startswith(f'{bias.target}_') for other in seen) + 1}"
+        name = str(bias.target)
+        if calls[name]:
+            value = operator.attrgetter(name)(graph_module).detach().clone()
             with graph_module.graph.inserting_before(node):
-                value = graph_module.get_parameter(str(bias.target)).detach().clone()
-                node.replace_input_with(bias, _buffer(graph_module, name, value))
-            seen.add(name)
-        seen.add(str(bias.target))
+                node.replace_input_with(bias, _buffer(graph_module, f"{name}_{calls[name]}", value))
+        calls[name] += 1
 
 
 def _insert_weights(graph_module: GraphModule, program: Program, baked: bool) -> dict[str, CompressedWeight]:

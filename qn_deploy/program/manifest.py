@@ -65,7 +65,7 @@ class Manifest:
         activations: static, dynamic or none.
         files: program files by name.
         golden_sha256: hash of golden.safetensors, which holds `input/I`, `float/I`, `simulated/EXPORTER/I` and, for static int8,
-            `reference/I` (the integer reference).
+            `reference/EXPORTER/I` (the integer reference by that runtime's rules).
         inexact: operators of a static program without an exact integer rule; empty means that runtimes must match bit for bit.
         theoretical_bytes: codes, centroids, scales, biases and uncompressed constants (paper section 3.3, eq. M).
         float_bytes: the same model with every constant as stored before compression (float32).
@@ -111,10 +111,14 @@ def read_manifest(folder: Path) -> Manifest:
             name: WeightEntry(**{**entry, "shape": tuple(entry["shape"]), "parts": tuple(entry["parts"])})
             for name, entry in data["weights"].items()
         }
+        if data["activations"] not in ("static", "dynamic", "none") or not isinstance(data["inexact"], list):
+            raise ValueError(
+                f"activations {data['activations']!r}, inexact {data['inexact']!r}"
+            )  # these two decide how strict the rungs are
         return Manifest(**{**data, "inexact": tuple(data["inexact"])})
     except FileNotFoundError:
         raise InputError(f"{folder} holds no {MANIFEST}; it is not the folder of an export. Write one: qn-deploy export model.pt") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: {error}") from None
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); export the model again with qn-deploy export") from None

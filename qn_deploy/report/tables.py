@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from qn_deploy.program.manifest import Manifest, WeightEntry
 from qn_deploy.verify.ladder import Report
@@ -23,7 +25,7 @@ def size(count: int) -> str:
 def print_build(console: Console, manifest: Manifest, folder: Path) -> None:
     """The files of an export, with their size against the float model."""
     title = f"{folder}: {manifest.target}, {manifest.activations} activations"
-    table = Table("file", "runs on", "bytes", "of float", "smaller", title=title)
+    table = _table("file", "runs on", "bytes", "of float", "smaller", title=title)
     for name, entry in manifest.files.items():
         share = entry.bytes / manifest.float_bytes
         table.add_row(name, entry.runtime, size(entry.bytes), f"{share:.1%}", f"{1 / share:.1f} x")
@@ -43,17 +45,19 @@ def print_left(console: Console, left: dict[str, str]) -> None:
 
 def print_report(console: Console, report: Report) -> None:
     """The ladder, a line a check."""
-    table = Table("rung", "what", "found", "limit", "verdict", title=f"{report.folder}: parity ladder")
+    table = _table("rung", "what", "found", "limit", "verdict", title=f"{report.folder}: parity ladder")
     for check in report.checks:
-        table.add_row(str(check.rung), check.what, check.found, check.limit, _VERDICT[check.passed])
+        table.add_row(str(check.rung), escape(check.what), escape(check.found), escape(check.limit), _VERDICT[check.passed])
     console.print(table)
     failed = sum(check.passed is False for check in report.checks)
-    console.print(f"[bold red]{failed} checks failed[/]" if failed else f"[green]all {len(report.checks)} checks passed[/]")
+    console.print(
+        f"[bold red]{failed} check{'s' * (failed != 1)} failed[/]" if failed else f"[green]all {len(report.checks)} checks passed[/]"
+    )
 
 
 def print_weights(console: Console, weights: dict[str, WeightEntry], title: str) -> None:
-    """Each compressed weight: its form, shape, codebooks and bytes against float."""
-    table = Table("weight", "form", "shape", "d", "codebooks", "centroids", "bytes", "smaller", title=title)
+    """Each compressed weight: its form, shape, G codebooks of K centroids of d weights, and bytes against float."""
+    table = _table("weight", "form", "shape", "d", "G", "K", "bytes", "smaller", title=title)
     for name, entry in weights.items():
         plain = 4
         for extent in entry.shape:
@@ -61,3 +65,10 @@ def print_weights(console: Console, weights: dict[str, WeightEntry], title: str)
         columns = ("" if value is None else str(value) for value in (entry.block_size, entry.codebooks, entry.centroids))
         table.add_row(name, entry.kind, "x".join(map(str, entry.shape)), *columns, size(entry.bytes), f"{plain / entry.bytes:.1f} x")
     console.print(table)
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(*columns, title=Text(title))
+    for column in table.columns:
+        column.overflow = "fold"  # a narrow terminal wraps names; cut short, those of many layers would be the same
+    return table

@@ -125,9 +125,10 @@ def _check_file(
     simulated = _batch(golden, f"simulated/{entry.exporter}")
     if exporter.optimizes:
         checks.append(_judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, _within(MAX_STEPS_EXPORT)))
-    reference = _batch(golden, "reference") or simulated
-    what = "integer reference" if "reference/0" in golden else "simulation"
-    exact = "reference/0" in golden and not manifest.inexact
+    static = manifest.activations == "static"
+    reference = _batch(golden, f"reference/{entry.exporter}") if static else simulated
+    what = "integer reference" if static else "simulation"
+    exact = static and not manifest.inexact
     checks.append(_judge(3, f"{name} to {what}", shipped, reference, manifest, _identical if exact else _similar))
     if isinstance(shipped, RuntimeFailure):
         return checks, None
@@ -205,7 +206,8 @@ def _describe(result: Agreement) -> str:
     if result.identical:
         return "bit-identical"
     if result.steps is not None:
-        return f"{result.steps:.0f} step{'s' * (round(result.steps) != 1)}, {result.differing:.2%} of values, SQNR {result.sqnr_db:.1f} dB"
+        steps = f"{result.steps:.0f}"  # "nan" and "inf" too
+        return f"{steps} step{'s' * (steps != '1')}, {result.differing:.2%} of values, SQNR {result.sqnr_db:.1f} dB"
     return f"SQNR {result.sqnr_db:.1f} dB, top-1 {result.top1:.1%}"
 
 

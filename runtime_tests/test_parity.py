@@ -1,0 +1,68 @@
+"""Every fixture climbs the parity ladder on every runtime of this machine. README.md in this folder says what is promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qn_deploy.program.exporter import find_exporters
+
+EXACT = ("conv net, static", "residual conv net, static", "linear, static")  # bit for bit the integer reference
+
+
+def verdicts(climb: Any, name: str) -> dict[tuple[int, str], tuple[str, bool | None]]:
+    """What was found of the file `name`: {(rung, limit): (found, passed)}; rung 4 between runtimes is left out."""
+    checks = [check for check in climb.report.checks if check.what.startswith(name) and " to model." not in check.what]
+    return {(check.rung, check.limit): (check.found, check.passed) for check in checks}
+
+
+def test_a_lane_climbs_every_rung(climb: Any, lane: str) -> None:
+    exporter = find_exporters()[lane]
+    found = verdicts(climb, exporter.filename)
+    # Each rung is there: a check that went missing would pass in silence.
+    assert [rung for rung, _ in found] == ([1, 2, 3, 4] if exporter.optimizes else [1, 3, 4])
+    assert {key: what for key, (what, passed) in found.items() if not passed} == {}
+
+
+def test_every_table_is_in_the_file(climb: Any, lane: str) -> None:
+    tables = sum(entry.kind == "table" for entry in climb.report.manifest.weights.values())
+    assert tables >= 1
+    assert verdicts(climb, find_exporters()[lane].filename)[1, "exact"][0] == f"{tables} of {tables} tables"
+
+
+def test_tables_compute_what_dense_weights_compute(climb: Any, lane: str) -> None:
+    assert verdicts(climb, find_exporters()[lane].filename)[4, "bit-identical"][0] == "bit-identical"
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_program_is_bit_identical_to_the_integer_reference(climbs: Callable[[str], Any], name: str, lane: str) -> None:
+    climb = climbs(name)
+    assert climb.report.manifest.inexact == ()
+    assert verdicts(climb, find_exporters()[lane].filename)[3, "bit-identical"][0] == "bit-identical"
+
+
+def test_a_single_layer_is_bit_identical_to_the_simulation(climbs: Callable[[str], Any]) -> None:
+    assert verdicts(climbs("linear, static"), "model.onnx")[2, "<= 1 step"][0] == "bit-identical"
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_static_runtimes_agree_with_each_other(climbs: Callable[[str], Any], name: str) -> None:
+    report = climbs(name).report
+    if len(report.manifest.files) < 2:
+        pytest.skip(f"only {', '.join(report.manifest.files)} runs here")
+    (check,) = [check for check in report.checks if check.what == "model.onnx to model.pte"]
+    assert (check.rung, check.limit, check.passed) == (4, "<= 1 step", True), check.found
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+@pytest.mark.parametrize("name", EXACT)
+def test_every_batch_size_up_to_the_largest(climbs: Callable[[str], Any], name: str, batch: int, lane: str) -> None:
+    climb, exporter = climbs(name), find_exporters()[lane]
+    shape = climb.program.golden.inputs[0].shape[1:]
+    inputs = (torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch)),)
+    (expected,) = climb.reference(exporter.rules)(inputs)
+    ((found,),) = exporter.run((climb.folder / exporter.filename).read_bytes(), (inputs,))
+    assert torch.equal(found, expected)

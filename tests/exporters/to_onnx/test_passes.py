@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.exporters.to_onnx import EXPORTER, passes
+
+
+def parse(body: str, signature: str = "float[2, 4] x) => (float[2, 3] y") -> ir.Model:
+    return ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]> model ({signature}) {body}'))
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def run(model: ir.Model, **inputs: np.ndarray) -> np.ndarray:
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    batch = tuple(torch.from_numpy(array) for array in inputs.values())
+    found: np.ndarray = EXPORTER.run(proto.SerializeToString(), (batch,), optimized=False)[0][0].numpy()
+    return found
+
+
+def array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def input_names(nodes: list[ir.Node], index: int) -> list[str]:
+    return [str(value.name) for node in nodes if (value := node.inputs[index]) is not None]
+
+
+X = np.array([[0.0, 1.0, -1.0, 2.0], [3.0, -3.0, 0.5, 0.25]], np.float32)
+TABLE = PQWeight(
+    codes=torch.tensor([[0, 2], [1, 1], [2, 0]], dtype=torch.uint8),
+    centroids=torch.tensor([[[1, 2], [3, 4], [5, 6]], [[-1, -2], [-3, -4], [-5, -6]]], dtype=torch.int8),
+    scale=torch.tensor([0.5, 0.25, 2.0]),
+    shape=(3, 4),
+)
+
+
+def literal(values: torch.Tensor) -> str:
+    return "{" + ", ".join(map(str, values.flatten().tolist())) + "}"
+
+
+def layer(weight: CompressedWeight, readers: int = 1) -> ir.Model:
+    """What torch.onnx gives for a linear layer with the int8 weight "layer.weight_int8"; the outputs of several calls are summed."""
+    stored = [f"int8[3, 4] k = {literal(weight.int8())}"]
+    body = ""
+    for index in range(readers):
+        stored += [f"float[3] s{index} = {literal(weight.scale)}", f"int8[3] z{index} = {{0, 0, 0}}"]
+        body += f"w{index} = DequantizeLinear <axis = 0> (k, s{index}, z{index}) y{index} = Gemm <transB = 1> (x, w{index}) "
+    model = parse(f"<{', '.join(stored)}> {{ {body} y = Sum ({', '.join(f'y{index}' for index in range(readers))}) }}")
+    model.graph.initializers["k"].name = "layer.weight_int8"
+    return model
+
+
+def test_a_table_is_decoded_by_cast_add_gather_reshape() -> None:
+    model = layer(TABLE)
+    passes.insert_tables(model, {"layer.weight_int8": TABLE})
+    assert operators(model)[:5] == ["Cast", "Add", "Gather", "Reshape", "DequantizeLinear"]
+    stored = {name: array(value).tolist() for name, value in model.graph.initializers.items() if name.startswith("layer")}
+    assert stored == {
+        "layer.weight/codes": [[0, 2], [1, 1], [2, 0]],
+        "layer.weight/offsets": [0, 3],
+        "layer.weight/centroids": [[1, 2], [3, 4], [5, 6], [-1, -2], [-3, -4], [-5, -6]],
+        "layer.weight/shape": [3, 4],
+        "layer.weight/scale": [0.5, 0.25, 2.0],
+        "layer.weight/zero": [0, 0, 0],
+    }
+    assert np.array_equal(run(model, x=X), X @ TABLE.dequantize().numpy().T)
+
+
+def test_one_codebook_needs_no_offsets() -> None:
+    table = PQWeight(TABLE.codes, TABLE.centroids[:1], TABLE.scale, TABLE.shape)
+    model = layer(table)
+    passes.insert_tables(model, {"layer.weight_int8": table})
+    assert operators(model)[:4] == ["Cast", "Gather", "Reshape", "DequantizeLinear"]
+    assert np.array_equal(run(model, x=X), X @ table.dequantize().numpy().T)
+
+
+def test_each_reader_of_a_weight_gets_a_copy_and_a_zero_point_but_no_scale_of_its_own() -> None:
+    for weight in (TABLE, IntWeight(TABLE.int8(), TABLE.scale)):
+        model = layer(weight, readers=3)
+        passes.insert_tables(model, {"layer.weight_int8": weight})
+        readers = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+        assert input_names(readers, 0) == ["layer.weight/int8", "layer_2.weight/int8", "layer_3.weight/int8"]
+        assert input_names(readers, 1) == ["layer.weight/scale"] * 3
+        assert input_names(readers, 2) == ["layer.weight/zero", "layer.weight/zero1", "layer.weight/zero2"]
+        assert np.allclose(run(model, x=X), 3 * X @ TABLE.dequantize().numpy().T)
+
+
+def test_activations_become_uint8_with_the_same_numbers() -> None:
+    body = """<float s = {0.5}, int8 z = {-28}, int8[3] w = {1, 2, 3}, int8 wz = {0}>
+    { q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear (w, s, wz) y = Add (d, v) }"""
+    model = parse(body, "float[2, 3] x) => (float[2, 3] y")
+    x = np.array([[-1e3, -0.26, 0.25], [0.74, 1.0, 1e3]], np.float32)
+    before = run(model, x=x)
+    passes.unsigned_activations(model, {"w": IntWeight(torch.ones(3, 1, dtype=torch.int8), torch.ones(1))})
+    zeros = {input_names([node], 0)[0]: array(node.inputs[2]) for node in model.graph if node.op_type != "Add"}
+    assert {name: (zero.dtype.name, int(zero)) for name, zero in zeros.items()} == {
+        "x": ("uint8", 100),
+        "q": ("uint8", 100),
+        "w": ("int8", 0),
+    }
+    assert np.array_equal(run(model, x=x), before)
+
+
+RELU = "<float s = {{0.5}}, uint8 z = {{{zero}}}> {{ r = Relu (x) q = QuantizeLinear (r, s, z) {more} y = DequantizeLinear (q, s, z) }}"
+
+
+@pytest.mark.parametrize(("zero", "absorbed"), [(0, True), (1, False)])
+def test_a_relu_before_a_range_from_zero_is_absorbed(zero: int, absorbed: bool) -> None:
+    model = parse(RELU.format(zero=zero, more=""), "float[2, 4] x) => (float[2, 4] y")
+    before = run(model, x=X)
+    passes.absorb_relu(model)
+    assert ("Relu" not in operators(model)) == absorbed
+    assert np.array_equal(run(model, x=X), before)
+
+
+def test_a_relu_that_something_else_reads_stays() -> None:
+    model = parse(RELU.format(zero=0, more="f = Neg (r)"), "float[2, 4] x) => (float[2, 4] y, float[2, 4] f")
+    passes.absorb_relu(model)
+    assert "Relu" in operators(model)
+
+
+def test_a_relu_that_is_an_output_stays() -> None:
+    model = parse(RELU.format(zero=0, more=""), "float[2, 4] x) => (float[2, 4] y, float[2, 4] r")
+    passes.absorb_relu(model)
+    assert "Relu" in operators(model)
+
+
+@pytest.mark.parametrize(
+    ("axes", "keepdims", "rank", "pooled"),
+    [("2, 3", 1, 4, True), ("-1, -2", 1, 4, True), ("2, 3", 0, 4, False), ("1, 2", 1, 4, False), ("1, 2", 1, 3, False)],
+)
+def test_a_mean_over_height_and_width_is_pooled(axes: str, keepdims: int, rank: int, pooled: bool) -> None:
+    shape = (2, 3, 4, 4)[:rank]
+    result = np.zeros(shape).mean(tuple(int(axis) for axis in axes.split(",")), keepdims=bool(keepdims)).shape
+    signature = f"float[{', '.join(map(str, shape))}] x) => (float[{', '.join(map(str, result))}] y"
+    model = parse(f"<int64[2] axes = {{{axes}}}> {{ y = ReduceMean <keepdims = {keepdims}> (x, axes) }}", signature)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    before = run(model, x=x)
+    passes.pool_globally(model)
+    assert operators(model) == ["GlobalAveragePool" if pooled else "ReduceMean"]
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    assert np.allclose(run(model, x=x), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["gemm", "transposed", "embedding beside it"])
+def test_linear_layers_become_dynamic_and_other_readers_stay(form: str) -> None:
+    reads = {
+        "gemm": "y = Gemm <transB = 1> (x, w, b)",
+        "transposed": "t = Transpose <perm = [1, 0]> (w) m = MatMul (x, t) y = Add (m, b)",
+        "embedding beside it": "g = Gather (w, i) m = Gemm <transB = 1> (x, w, b) n = ReduceSum <keepdims = 0> (g) y = Add (m, n)",
+    }[form]
+    weight = IntWeight(TABLE.int8(), TABLE.scale)
+    stored = f"int8[3, 4] k = {literal(weight.values)}, float[3] s = {literal(weight.scale)}, int8[3] z = {{0, 0, 0}}"
+    model = parse(f"<{stored}, float[3] b = {{1, 2, 3}}, int64[1] i = {{1}}> {{ w = DequantizeLinear <axis = 0> (k, s, z) {reads} }}")
+    before = run(model, x=X)
+    passes.quantize_linear_inputs(model)
+    found = operators(model)
+    assert found.count("MatMulInteger") == found.count("DynamicQuantizeLinear") == 1
+    assert ("DequantizeLinear" in found) == (form == "embedding beside it")
+    assert not {"Gemm", "MatMul"} & set(found)
+    step = 6 / 255  # the range of X is [-3, 3]
+    assert np.abs(run(model, x=X) - before).max() <= step / 2 * weight.dequantize().abs().sum(1).max() * 1.001
+
+
+def test_strip_removes_traces_and_keeps_the_names_that_matter() -> None:
+    model = layer(TABLE)
+    passes.insert_tables(model, {"layer.weight_int8": TABLE})
+    for node in model.graph:
+        node.metadata_props["pkg.torch.onnx.stack_trace"] = "File model.py, line 7"
+        node.doc_string = "written on my machine"
+    model.metadata_props["x"] = "y"
+    passes.strip(model)
+    data = ir.to_proto(model).SerializeToString()
+    assert b"model.py" not in data and b"machine" not in data and b"stack_trace" not in data
+    names = [node.name for node in model.graph]
+    assert "layer" in names
+    assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y"]
+    assert np.array_equal(run(model, x=X), X @ TABLE.dequantize().numpy().T)
+
+
+def test_strip_gives_no_two_nodes_one_name() -> None:
+    """onnxruntime refuses to load a model in which two nodes have one name."""
+    body = "{ w = DequantizeLinear <axis = 0> (k, s, z) a = Gemm <transB = 1> (x, w) b = Gemm <transB = 1> (x, w) y = Add (a, b) }"
+    model = parse("<int8[3, 4] k = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, float[3] s = {1, 1, 1}, int8[3] z = {0, 0, 0}> " + body)
+    model.graph.initializers["k"].name = "layer.weight/int8"
+    passes.strip(model)
+    names = [node.name for node in model.graph if node.name]
+    assert sorted(names) == ["layer", "layer_2"]

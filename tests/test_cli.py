@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from qn_deploy.cli import main
+from qn_deploy.errors import InputError
+from qn_deploy.program.manifest import MANIFEST, read_manifest
+from qn_deploy.verify import ladder
+from qn_deploy.verify.ladder import Check, Report
+
+COMMAND = Path(sys.executable).with_name("qn-deploy")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="qn-deploy")
+
+
+def refusal(result: Result) -> str:
+    """The one line that a user sees when the input is at fault."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([COMMAND, "--help"], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["export", "--help"], ["verify", "-h"], ["export", "m.pt", "--target", "vax"]]
+)
+def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
+    script = f"""if True:
+        import sys
+        from qn_deploy.cli import main
+        try:
+            main({arguments!r})
+        except SystemExit:
+            pass
+        heavy = {{"torch", "numpy", "onnx", "onnxruntime", "executorch", "rich", "safetensors", "sklearn"}}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+
+
+def test_version() -> None:
+    assert run("--version").output.startswith("qn-deploy, version ")
+
+
+def stages(text: str) -> list[str]:
+    """The stage lines of standard error, without their seconds; nothing else may stand there."""
+    lines = text.splitlines()
+    assert all(line.startswith("  ") and line.endswith(" s)") for line in lines), text
+    return [line.strip().rpartition(" (")[0] for line in lines]
+
+
+def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> None:
+    assert build.export.code == 0, build.export.err
+    assert sorted(path.name for path in build.folder.iterdir()) == ["golden.safetensors", "manifest.json", "model.onnx", "model.pte"]
+    assert stages(build.export.err) == [
+        f"reading {model.path}",
+        *[f"writing {name}" for name in ("model.pte", "model.onnx")],
+        "running the simulated program",
+        f"saving to {build.folder}",
+    ]
+    for entry in read_manifest(build.folder).files.values():
+        assert entry.runtime in build.export.out
+    assert build.export.out.splitlines()[-1] == f"next: qn-deploy verify {build.folder}"
+
+
+def test_verify_passes_on_the_real_runtimes(build: Any) -> None:
+    done = subprocess.run([COMMAND, "verify", build.folder, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert stages(done.stderr) == [f"reading {build.folder}", "model.onnx on onnxruntime", "model.pte on ExecuTorch XNNPACK"]
+    report = json.loads(done.stdout)
+    assert sorted(report) == ["checks", "folder", "passed"]
+    assert (report["folder"], report["passed"]) == (str(build.folder), True)
+    assert [check["rung"] for check in report["checks"]] == [1, 1, 2, 3, 3, 4, 4, 4, 5, 5]
+    assert all(sorted(check) == ["found", "limit", "passed", "rung", "what"] for check in report["checks"])
+
+
+def test_a_target_adds_advice_and_the_same_model_gives_the_same_bytes(model: Any, build: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    result = run("export", model.path, "--target", "x86", "--only", "onnx", "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert "session.x64quantprecision=1" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"next: qn-deploy verify '{folder}'"
+    assert sorted(path.name for path in folder.iterdir()) == ["golden.safetensors", "manifest.json", "model.onnx"]
+    assert (folder / "model.onnx").read_bytes() == (build.folder / "model.onnx").read_bytes()
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
+    """What verification finds, instead of a climb; the arguments are kept in `limits`."""
+    checks: list[Check] = []
+
+    def climb(folder: Path, min_sqnr_db: float | None, progress: object) -> Report:
+        checks.append(Check(5, "loss", "SQNR 7.0 dB", f"limit {min_sqnr_db}", None))
+        return Report(str(folder), None, tuple(checks))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ladder, "verify", climb)
+    return checks
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_verify_exits_with_1_if_a_check_failed(found: list[Check], json_flag: list[str]) -> None:
+    assert run("verify", "somewhere", "--min-sqnr", "30", *json_flag).exit_code == 0
+    assert found[-1].limit == "limit 30.0"
+    found.append(Check(3, "model.onnx to [simulation]", "2 steps", "<= 1 step", False))
+    result = run("verify", "somewhere", *json_flag)
+    assert result.exit_code == 1
+    assert found[-1].limit == "limit None"
+    if json_flag:
+        assert json.loads(result.stdout)["passed"] is False
+    else:
+        assert "FAIL" in result.stdout
+        assert "[simulation]" in result.stdout  # shown as it is, not taken for markup
+        assert "1 check failed" in result.stdout
+
+
+def test_inspect_shows_each_weight(model: Any) -> None:
+    result = run("inspect", model.path)
+    assert result.exit_code == 0, result.output
+    for name, weight in model.compressed.weights.items():
+        (row,) = [line for line in result.stdout.splitlines() if name in line]
+        assert "table" in row
+        assert f"{weight.nbytes} B" in row
+
+
+def pickled(path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, path)
+
+
+def old_pickled(path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("command", ["export", "inspect"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "cannot read {path}: No such file or directory"),
+        (lambda path: path.mkdir(), "cannot read {path}: Is a directory"),
+        (lambda path: path.write_bytes(b""), "{path}: is empty"),
+        (lambda path: path.write_bytes(b"hello\n" * 50), "{path}: is no program of qn-deploy"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(100)), "{path}: is damaged or cut short"),
+        (pickled, "{path}: is a torch.save checkpoint"),
+        (old_pickled, "{path}: is a pickle or an old torch.save file"),
+    ],
+    ids=["missing", "directory", "empty", "text", "damaged", "checkpoint", "old checkpoint"],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, command: str, make: Any, message: str) -> None:
+    path = tmp_path / "model.pt"
+    make(path)
+    assert refusal(run(command, path)).startswith("Error: " + message.format(path=path))
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
+    pickled(tmp_path / "model.pt")
+    done = subprocess.run([COMMAND, "export", tmp_path / "model.pt"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Error: {tmp_path / 'model.pt'}: is a torch.save checkpoint")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "m.pt", "--target", "vax"], "Error: Invalid value for '--target': 'vax' is not one of 'arm', 'x86'."),
+        (["export", "m.pt", "--activations", "int4"], "Error: Invalid value for '--activations': 'int4' is not one of"),
+        (["export"], "Error: Missing argument 'MODEL'."),
+        (["verify", "build", "--min-sqnr", "high"], "Error: Invalid value for '--min-sqnr': 'high' is not a valid float."),
+        (["deploy"], "Error: No such command 'deploy'"),
+    ],
+)
+def test_wrong_usage_is_told_in_the_last_line(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(message)
+    assert "Traceback" not in result.output
+
+
+def calibrated(tmp_path: Path, model: Any, **arrays: Any) -> Result:
+    np.savez(tmp_path / "data.npz", **arrays)
+    return run("export", model.path, "--calibrate", tmp_path / "data.npz", "--out", tmp_path / "build")
+
+
+GOOD = np.zeros((40, 1, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image": np.zeros((40, 3, 8, 8), np.float32)}, "image has shape [40, 3, 8, 8]; the model takes [any, 1, 8, 8], samples first"),
+        ({"image": np.zeros((40, 64), np.float32)}, "image has shape [40, 64]; the model takes [any, 1, 8, 8], samples first"),
+        ({"image": GOOD.astype(np.float64)}, "image is float64; the model takes float32. Convert with .astype('float32')"),
+        ({"image": np.where(np.arange(40).reshape(-1, 1, 1, 1) == 37, np.nan, GOOD).astype(np.float32)}, "batch 1, input 0 holds NaN"),
+        ({"image": np.full((40, 1, 8, 8), np.inf, np.float32)}, "batch 0, input 0 holds NaN or infinity"),
+        ({"image": GOOD[:0]}, "holds 0 samples"),
+        ({"images": GOOD}, "holds arrays ['images']; the model's inputs are ['image']. Save with np.savez(path, image=...)"),
+        ({"image": GOOD, "label": GOOD}, "holds arrays ['image', 'label']; the model's inputs are ['image']"),
+        ({}, "holds arrays []; the model's inputs are ['image']"),
+        ({"image": np.array([object()])}, "can't be read as an .npz of plain arrays"),
+    ],
+    ids=["channels", "rank", "dtype", "NaN", "infinity", "empty", "name", "too many", "none", "pickle"],
+)
+def test_calibration_data_that_does_not_fit_is_refused(model: Any, tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    line = refusal(calibrated(tmp_path, model, **arrays))
+    assert str(tmp_path / "data.npz") in line
+    assert message in line
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist; give the .npz with calibration data"),
+        (lambda path: path.mkdir(), "can't be read as an .npz"),
+        (lambda path: path.write_bytes(b""), "can't be read as an .npz"),
+        (lambda path: path.write_bytes(b"1,2,3\n"), "can't be read as an .npz"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(50)), "can't be read as an .npz"),
+        (lambda path: np.save(path.open("wb"), GOOD), "is a single array; calibration data is an .npz"),
+    ],
+    ids=["missing", "directory", "empty", "text", "damaged", "npy"],
+)
+def test_calibration_data_of_another_kind_is_refused(model: Any, tmp_path: Path, make: Any, message: str) -> None:
+    path = tmp_path / "data.npz"
+    make(path)
+    line = refusal(run("export", model.path, "--calibrate", path))
+    assert f"{path} " in line
+    assert message in line
+
+
+def test_a_model_with_convolutions_and_no_calibration_is_told_what_to_do(model: Any, tmp_path: Path) -> None:
+    for extra in ([], ["--activations", "dynamic"]):
+        line = refusal(run("export", model.uncalibrated, "--out", tmp_path / "build", *extra))
+        assert "the model has 2 convolutions" in line
+        assert "--calibrate data.npz" in line
+        assert "--activations none" in line
+    line = refusal(run("export", model.uncalibrated, "--out", tmp_path / "build", "--activations", "static"))
+    assert "static int8 activations need calibration data" in line
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize("way", ["none", "calibrate"])
+def test_and_that_works(model: Any, tmp_path: Path, way: str) -> None:
+    np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).standard_normal((5, 1, 8, 8), np.float32))
+    options = ["--activations", "none"] if way == "none" else ["--calibrate", tmp_path / "data.npz"]
+    result = run("export", model.uncalibrated, "--out", tmp_path / "build", "--only", "onnx", *options)
+    assert result.exit_code == 0, result.output
+    assert read_manifest(tmp_path / "build").activations == ("none" if way == "none" else "static")
+    session = onnxruntime.InferenceSession(tmp_path / "build/model.onnx")
+    (logits,) = session.run(None, {"image": np.zeros((3, 1, 8, 8), np.float32)})
+    assert logits.shape == (3, 10)
+
+
+def test_an_exporter_that_is_not_installed_is_named(model: Any, tmp_path: Path) -> None:
+    line = refusal(run("export", model.path, "--only", "onnx", "--only", "nonsense", "--out", tmp_path / "build"))
+    assert line == "Error: no exporter named nonsense is installed; there are executorch, onnx"
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "taken"])
+def test_a_folder_that_cannot_be_written_is_named(model: Any, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "taken/model.onnx").mkdir(parents=True)
+    result = run("export", model.path, "--only", "onnx", "--out", tmp_path / out)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    *before, last = result.stderr.splitlines()
+    stages("\n".join(before))
+    assert last.startswith("Error: ")
+    assert str(tmp_path / out) in last
+    assert (tmp_path / "file").read_text() == "precious"
+    assert not (tmp_path / "taken" / MANIFEST).exists()
+
+
+def test_the_demo_names_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    result = run("demo", "--out", tmp_path / "file/demo")
+    assert refusal(result) == f"Error: {tmp_path / 'file/demo'} can't be made: Not a directory; choose another folder with --out"
+
+
+def test_verify_refuses_what_is_no_build(build: Any, tmp_path: Path) -> None:
+    assert "holds no manifest.json" in refusal(run("verify", tmp_path))
+    assert "holds no manifest.json" in refusal(run("verify", tmp_path / "nowhere"))
+    folder = Path(shutil.copytree(build.folder, tmp_path / "build"))
+    (folder / "model.onnx").write_bytes(b"changed")
+    assert "model.onnx is not the file that was exported" in refusal(run("verify", folder))
+    (folder / MANIFEST).write_text("{")
+    assert "manifest.json is damaged" in refusal(run("verify", folder, "--json"))
+
+
+def test_only_errors_about_the_input_become_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: Exception) -> None:
+        def climb(*arguments: object) -> None:
+            raise error
+
+        monkeypatch.setattr(ladder, "verify", climb)
+
+    raising(InputError("this and that"))
+    assert refusal(run("verify", "somewhere")) == "Error: this and that"
+    raising(ZeroDivisionError("a bug of ours"))
+    assert isinstance(run("verify", "somewhere").exception, ZeroDivisionError)
