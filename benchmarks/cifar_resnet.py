@@ -90,7 +90,7 @@ def main(
 
     def road(name: str, compressed: Compressed) -> Stage:
         stage = measure(name, compressed, tests, calibration, out / name.replace(" ", "-"), progress)
-        rows.extend([*stage.rows, below(f"{name}: model.onnx", len(stage.files["onnx"]) / 2**20, "MB", ONNX_MB)])
+        rows.extend([*stage.rows, below(f"{name}: model.onnx in MB", len(stage.files["onnx"]) / 2**20, "MB", ONNX_MB)])
         return stage
 
     def iterative(student: nn.Module) -> Compressed:

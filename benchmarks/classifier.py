@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from qn_deploy.compress import Compressed
 from qn_deploy.program import build
-from qn_deploy.program.exporter import find_exporters
+from qn_deploy.program.exporter import Exporter, find_exporters
 from qn_deploy.program.integer import IntegerReference
 from qn_deploy.program.lower import Activations, lower
 from qn_deploy.program.manifest import Manifest
-from qn_deploy.program.program import Program
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.store import save
 from qn_deploy.verify.ladder import verify
 
@@ -108,38 +108,48 @@ def _sizes(manifest: Manifest) -> list[Row]:
 
 
 def _over_all(program: Program, manifest: Manifest, files: dict[str, bytes], tests: Labelled, progress: Callable[[str], None]) -> list[Row]:
-    """Accuracy of each way to run the program, and how far apart any two are over all the test images."""
+    """Accuracy of each way to run the program, and how far apart they are over all the test images."""
     exporters = find_exporters()
     lowered = lower(program, Activations.STATIC)
-    progress("float activations, simulation and integer reference over the test images")
-    tables = tests.run(program.exported.module())
-    logits = {
-        SIMULATION: tests.run(lambda batch: lowered.simulate((batch,))[0]),
-    }
-    rows, runtimes = [Row("accuracy with float activations", tests.accuracy(tables), "%")], []
-    batches = tuple((batch,) for batch in torch.split(tests.inputs, MAX_BATCH))
+    progress("float activations and simulation over the test images")
+    rows = [Row("accuracy with float activations", tests.accuracy(tests.run(program.exported.module())), "%")]
+    logits = {SIMULATION: tests.run(_first_output(lowered.simulate))}
+    bars, pairs = [], []
     for entry in manifest.files.values():
-        exporter, data = exporters[entry.exporter], files[entry.exporter]
-        progress(f"{entry.runtime} over the test images, and its integer reference")
-        reference = IntegerReference(lowered.exported, exporter.rules)
-        logits[f"{entry.runtime}{REFERENCE}"] = torch.cat([reference((batch,))[0] for batch in torch.split(tests.inputs, MAX_BATCH)])
-        logits[entry.runtime] = torch.cat([outputs[0] for outputs in exporter.run(data, batches)])
-        dense = torch.cat([outputs[0] for outputs in exporter.run(exporter.dense(data), batches)])
-        runtimes.append((entry.runtime, int((dense != logits[entry.runtime]).sum())))
+        exporter, data, runtime = exporters[entry.exporter], files[entry.exporter], entry.runtime
+        progress(f"{runtime} over the test images, and its integer reference")
+        logits[f"{runtime}{REFERENCE}"] = tests.run(_first_output(IntegerReference(lowered.exported, exporter.rules)))
+        logits[runtime] = _logits(exporter, data, tests)
+        pairs += [(runtime, f"{runtime}{REFERENCE}"), (runtime, SIMULATION)]
         if exporter.optimizes:
-            plain = exporter.run(data, batches, optimized=False)
-            logits[f"{entry.runtime}{OFF}"] = torch.cat([outputs[0] for outputs in plain])
-    rows += [Row(f"accuracy on {what}", tests.accuracy(found), "%") for what, found in logits.items()]
-    for runtime, differing in runtimes:
+            logits[f"{runtime}{OFF}"] = _logits(exporter, data, tests, optimized=False)
+            pairs.append((f"{runtime}{OFF}", SIMULATION))
         points = abs(tests.accuracy(logits[runtime]) - tests.accuracy(logits[SIMULATION]))
-        rows.append(at_most(f"accuracy, {runtime} to simulation", round(points, 6), "points", MAX_POINTS))
-        rows.append(at_most(f"logits that differ, {runtime}, tables to dense int8", differing, f"of {tables.numel():,}", 0))
+        bars.append(at_most(f"accuracy, {runtime} to {SIMULATION}", round(points, 6), "points", MAX_POINTS))
+        differing = int((_logits(exporter, exporter.dense(data), tests) != logits[runtime]).sum())
+        bars.append(at_most(f"logits that differ, {runtime}, tables to dense int8", differing, f"of {logits[runtime].numel():,}", 0))
+    rows += [Row(f"accuracy on {what}", tests.accuracy(found), "%") for what, found in logits.items()]
+    pairs += itertools.combinations([entry.runtime for entry in manifest.files.values()], 2)
     step = manifest.outputs[0].step
     assert step is not None  # static activations quantize the output
-    for first, second in itertools.combinations(logits, 2):
-        if (OFF in second and first != SIMULATION) or OFF in first:
-            continue  # without its optimizer a runtime is held to the simulation only
-        apart = ((logits[first].double() - logits[second].double()) / step).abs().round()
-        rows.append(Row(f"largest difference, {second} to {first}", float(apart.max()), "steps"))
-        rows.append(Row(f"logits that differ, {second} to {first}", 100 * float((apart > 0).double().mean()), "%"))
-    return rows
+    return rows + bars + [row for first, second in pairs for row in _apart(first, second, logits, step)]
+
+
+def _first_output(call: Callable[[Batch], Batch]) -> Callable[[Tensor], Tensor]:
+    return lambda batch: call((batch,))[0]
+
+
+def _logits(exporter: Exporter, data: bytes, tests: Labelled, optimized: bool = True) -> Tensor:
+    batches = tuple((batch,) for batch in torch.split(tests.inputs, MAX_BATCH))
+    return torch.cat([outputs[0] for outputs in exporter.run(data, batches, optimized=optimized)])
+
+
+def _apart(first: str, second: str, logits: dict[str, Tensor], step: float) -> list[Row]:
+    """How far two sets of logits are apart, in quantization steps."""
+    steps = ((logits[first].double() - logits[second].double()) / step).abs().round()
+    what = f"{first} to {second}"
+    return [
+        Row(f"largest difference, {what}", float(steps.max()), "steps"),
+        Row(f"logits that differ, {what}", 100 * float((steps > 0).double().mean()), "%"),
+        Row(f"logits that differ by more than 1 step, {what}", 100 * float((steps > 1).double().mean()), "%"),
+    ]

@@ -56,8 +56,8 @@ def rows(name: str, first: str, second: str, pair: Pair) -> list[Row]:
     """The three rows of a pair: the ratio of the medians, then both medians."""
     return [
         Row(f"{name}: {first} / {second}", pair.ratio, "x"),
-        Row(f"{name}: {first}", 1e3 * pair.first, "ms"),
-        Row(f"{name}: {second}", 1e3 * pair.second, "ms"),
+        Row(f"{name}: {first}, beside {second}", 1e3 * pair.first, "ms"),
+        Row(f"{name}: {second}, beside {first}", 1e3 * pair.second, "ms"),
     ]
 
 

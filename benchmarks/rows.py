@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -65,7 +66,12 @@ def finish(title: str, rows: list[Row], settings: Mapping[str, object], json_fil
 
     Returns:
         0 if every bar is met, else 1.
+
+    Raises:
+        ValueError: two rows have one name, or a number is not finite.
     """
+    if twice := sorted(name for name, count in Counter(row.name for row in rows).items() if count > 1):
+        raise ValueError(f"rows need names of their own; more than one is called {', '.join(twice)}")
     everything = {**settings, "machine": machine(), "versions": {name: version(name) for name in VERSIONED}}
     if json_file is not None:
         text = json.dumps({"title": title, "settings": everything, "rows": [asdict(row) for row in rows]}, indent=1, allow_nan=False)

@@ -75,6 +75,11 @@ def test_a_missed_bar_is_named_and_sets_the_exit_code(capsys: pytest.CaptureFixt
     assert "1 bars missed: points apart" in capsys.readouterr().out
 
 
+def test_two_rows_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="called a"):
+        rows.finish("a title", [rows.Row("a", 1, "ms"), rows.Row("b", 1, "ms"), rows.Row("a", 2, "ms")], {}, None)
+
+
 def test_a_number_that_json_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         rows.finish("a title", [rows.Row("accuracy", float("nan"), "%")], {}, tmp_path / "rows.json")

@@ -1,7 +1,8 @@
 """Lowering: the float graph of a Program becomes a graph that computes with the compressed int8 weights.
 
 One pass a concern, in this order:
-    1. static only: PT2E places quantize/dequantize pairs around the activations and calibrates them (weights stay out of it)
+    1. static only: PT2E places quantize/dequantize pairs around the activations and calibrates them (weights stay out of it), and the
+       ranges of additions are settled so that all runtimes add alike
     2. each compressed weight becomes `dequantize_per_channel(int8 buffer, scale)`, an embedding a lookup in codes, then in centroids
     3. dynamic only: the input of each int8 linear is quantized by its own range at run time
 
@@ -25,6 +26,7 @@ from torch.fx import GraphModule, Node
 from qn_deploy.compress.weights import INT8_MAX, CompressedWeight, PQWeight
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.program.settle import settle_additions
 from qn_deploy.quiet import quiet
 
 aten = torch.ops.aten
@@ -100,6 +102,8 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
         graph_module = _calibrate(graph_module, program)
         _separate_biases(graph_module)
     weights = _insert_weights(graph_module, program, baked)
+    if activations is Activations.STATIC:
+        _snap_biases(graph_module, weights)
     if activations is Activations.DYNAMIC:
         _quantize_linear_inputs(graph_module, weights, per_row)
     graph_module.graph.lint()
@@ -141,6 +145,8 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    config = get_symmetric_quantization_config(is_per_channel=True)
+
     class ActivationQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
         """XNNPACK's placement of activation ranges; weights have their scale already and are left alone."""
 
@@ -156,16 +162,20 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
                 parameters = [source for source in annotation.input_qspec_map if source.op == "get_attr"]
                 for source in parameters:
                     del annotation.input_qspec_map[source]
+                if node.target is aten.adaptive_avg_pool2d.default:
+                    # A range of its own, smaller than its input's. Sharing it, as PT2E would, a mean of n values is a tie once in n times.
+                    annotation.output_qspec = config.output_activation
                 if node.target in (LINEAR, *CONVOLUTIONS) and node.args[1].target not in program.weights:
                     del node.meta["quantization_annotation"]  # a float weight makes a float layer
             return model
 
-    quantizer = ActivationQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer = ActivationQuantizer().set_global(config)
     with quiet(), torch.no_grad():
         prepared = prepare_pt2e(graph_module, quantizer)
         for batch in program.calibration:
             prepared(*batch)
         calibrated: GraphModule = convert_pt2e(prepared, fold_quantize=False)
+    settle_additions(calibrated.graph)
     state = calibrated.state_dict()
     for name in program.weights:  # PT2E folds each BatchNorm that is left into the float weight, which the int8 one would not know
         if name in state and not torch.equal(state[name], program.exported.state_dict[name]):
@@ -189,6 +199,23 @@ def _separate_biases(graph_module: GraphModule) -> None:
             with graph_module.graph.inserting_before(node):
                 node.replace_input_with(bias, _buffer(graph_module, f"{name}_{calls[name]}", value))
         calls[name] += 1
+
+
+def _snap_biases(graph_module: GraphModule, weights: dict[str, CompressedWeight]) -> None:
+    """Puts each bias of an int8 layer on its int32 grid, s_x * s_w.
+
+    Runtimes round it there, one by division and one by multiplication with the reciprocal, and do not always meet.
+    """
+    decomposed = torch.ops.quantized_decomposed
+    for node in graph_module.graph.nodes:
+        if node.target not in (LINEAR, *CONVOLUTIONS) or len(node.args) < 3 or getattr(node.args[2], "op", None) != "get_attr":
+            continue
+        x, weight, bias = node.args[:3]
+        if x.target is decomposed.dequantize_per_tensor.default and weight.target is decomposed.dequantize_per_channel.default:
+            scale = torch.tensor(x.args[1], dtype=torch.float32) * weights[str(weight.args[0].target)].scale
+            value = operator.attrgetter(bias.target)(graph_module).detach()
+            with graph_module.graph.inserting_before(node):
+                node.replace_input_with(bias, _buffer(graph_module, f"{bias.target}_snapped", (value / scale).round() * scale))
 
 
 def _insert_weights(graph_module: GraphModule, program: Program, baked: bool) -> dict[str, CompressedWeight]:
