@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qn_deploy.compress.batchnorm import fold_batchnorm
-from qn_deploy.compress.layers import attach_int8, attach_table, attach_tied, bake, compressed_weights
+from qn_deploy.compress.layers import attach_tied, attach_weight, bake, compressed_weights
 from qn_deploy.compress.tables import table_from_weight
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.compress.weights import CompressedWeight, IntWeight
 from qn_deploy.errors import CompressionError
-from qn_deploy.recipe import COMPRESSIBLE, Float, Int8, Recipe, Table, compressible
+from qn_deploy.recipe import Float, Int4, Int8, Recipe, Table
+from qn_deploy.recipe.parameters import ONE_SCALE, Slot, compressible
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,25 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Target:
-    """One weight that a recipe compresses: its names and owners, several if it is tied."""
+    """One weight that a recipe compresses: the places where it stands, several if it is tied."""
 
-    names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
-    method: Table | Int8
+    slots: tuple[Slot, ...]
+    method: Table | Int8 | Int4
 
     @property
     def name(self) -> str:
         """The first name in the model's order; its rule of the recipe decides for all."""
-        return self.names[0]
+        return self.slots[0].name
 
     @property
     def weight(self) -> Tensor:
         """The float weight, detached."""
-        weight = self.modules[0].weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        return self.slots[0].weight.detach()
+
+    @property
+    def per_channel(self) -> bool:
+        """False if the weight has one scale for all its rows."""
+        return not any(isinstance(slot.module, ONE_SCALE) for slot in self.slots)
 
 
 def compress(model: nn.Module, recipe: Recipe, example_inputs: tuple[Tensor, ...], seed: int = 0) -> Compressed:
@@ -89,10 +92,10 @@ def reference_and_student(model: nn.Module, example_inputs: tuple[Tensor, ...]) 
     Raises:
         CompressionError: a weight still carries noise, or a compressed weight from before.
     """
-    for name, module, _ in compressible(model):
-        if parametrize.is_parametrized(module):
+    for slot in compressible(model):
+        if parametrize.is_parametrized(slot.module, slot.leaf):
             raise CompressionError(
-                f"{name} still carries a parametrization, noise perhaps; call qn_deploy.noise.remove(model), "
+                f"{slot.name} still carries a parametrization, noise perhaps; call qn_deploy.noise.remove(model), "
                 "or torch.nn.utils.parametrize.remove_parametrizations for any other, before compressing"
             )
     student = copy.deepcopy(model).eval()
@@ -102,22 +105,25 @@ def reference_and_student(model: nn.Module, example_inputs: tuple[Tensor, ...]) 
 
 def targets(model: nn.Module, recipe: Recipe) -> tuple[list[Target], dict[str, str]]:
     """What the recipe compresses, in the model's order, and the weights that it has to leave float, with the reason."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    owners: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append((f"{path}.{name}" if path else name, module))
-    found, left, seen = [], {}, set()
-    for name, module, weight in compressible(model):
-        method = recipe.method_for(name, module)
-        if id(weight) in seen or isinstance(method, Float):
+            owners.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
+    slots: dict[int, list[Slot]] = {}
+    for slot in compressible(model):
+        slots.setdefault(id(slot.weight), []).append(slot)
+    found, left = [], {}
+    for key, places in slots.items():
+        first = places[0]
+        method = recipe.method_for(first.name, first.module)
+        if isinstance(method, Float):
             continue
-        seen.add(id(weight))
-        names, modules = zip(*owners[id(weight)], strict=True)
-        stranger = next((n for n, m in owners[id(weight)] if not isinstance(m, COMPRESSIBLE)), None)
+        known = {slot.name for slot in places}
+        stranger = next((name for name in owners[key] if name not in known), None)
         if stranger is None:
-            found.append(Target(names, modules, method))
+            found.append(Target(tuple(places), method))
         else:
-            left[name] = f"float: tied with {stranger}, which is none of {', '.join(kind.__name__ for kind in COMPRESSIBLE)}"
+            left[first.name] = f"float: tied with {stranger}, which is no weight of a module that can be compressed"
     return found, left
 
 
@@ -131,30 +137,38 @@ def attach(target: Target, seed: int = 0, int8_in_loop: bool = True) -> str | No
         CompressionError: the weight holds NaN or infinity, or is not float32; the message names it.
     """
     try:
-        compressed, reason = _compress_weight(target, seed)
-        first, *rest = target.modules
-        if isinstance(compressed, PQWeight):
-            attach_table(first, compressed, int8_in_loop)
-        else:
-            attach_int8(first, compressed)
-        for module in rest:
-            attach_tied(module, first)
+        weight, reason = _compress_weight(target, seed)
+        put(target, weight, int8_in_loop)
     except CompressionError as error:
         raise CompressionError(f"{target.name}: {error}") from None
     return reason
 
 
+def put(target: Target, weight: CompressedWeight, int8_in_loop: bool = True) -> None:
+    """Makes all places of a target read one compressed weight."""
+    first, *rest = target.slots
+    attach_weight(first, weight, int8_in_loop)
+    for slot in rest:
+        attach_tied(slot, first)
+
+
+def no_table(target: Target) -> str | None:
+    """Why a weight can't have the table that the recipe asks for, as far as its shape tells; None if it can."""
+    method, weight = target.method, target.weight
+    row = weight[0].numel()
+    if isinstance(method, Table) and row % method.block_size:
+        return f"int8: blocks of {method.block_size} weights do not divide a row of {row}"
+    return None
+
+
 def _compress_weight(target: Target, seed: int) -> tuple[CompressedWeight, str | None]:
     weight, method = target.weight.cpu(), target.method
-    # One scale for an embedding: four bytes for each of its many short rows would cost as much as the codes.
-    per_channel = not any(isinstance(module, nn.Embedding) for module in target.modules)
-    plain = IntWeight.from_float(weight, per_channel)
-    row = weight[0].numel()
-    if isinstance(method, Int8):
-        return plain, None
-    if row % method.block_size:
-        return plain, f"int8: blocks of {method.block_size} weights do not divide a row of {row}"
-    table = table_from_weight(weight, method, seed, per_channel)
+    if not isinstance(method, Table):
+        return IntWeight.from_float(weight, target.per_channel, method), None
+    plain = IntWeight.from_float(weight, target.per_channel)
+    if reason := no_table(target):
+        return plain, reason
+    table = table_from_weight(weight, method, seed, target.per_channel)
     if table.nbytes >= plain.nbytes:
         return plain, f"int8: a table takes {table.nbytes} bytes, int8 {plain.nbytes}"
     return table, None

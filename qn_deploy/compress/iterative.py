@@ -144,7 +144,7 @@ def _by_glob(found: list[Target], globs: tuple[str, ...]) -> list[list[Target]]:
     """Groups by the first glob that matches; what none matches comes last."""
     groups: list[list[Target]] = [[] for _ in range(len(globs) + 1)]
     for target in found:
-        matching = [i for i, glob in enumerate(globs) if any(fnmatchcase(name, glob) for name in target.names)]
+        matching = [i for i, glob in enumerate(globs) if any(fnmatchcase(slot.name, glob) for slot in target.slots)]
         groups[matching[0] if matching else -1].append(target)
     for glob, group in zip(globs, groups, strict=False):
         if not group:

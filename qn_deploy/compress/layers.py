@@ -1,8 +1,8 @@
 """How a module carries a compressed weight while it is fine-tuned: as a torch parametrization of `module.weight`.
 
-The parameters behind the weight are then the centroids and the scale of a table (`parametrizations.weight.original0` and `original1`),
-or the latent float values of an int8 weight (`original`). With int8 in the loop, the weight that the forward pass sees is bit for bit
-the one that `bake` leaves behind.
+The parameters behind the weight are then the centroids and the scale of a table (`parametrizations.weight.original0` and `original1`,
+and `original2` for the centroids of a residual table), or the latent float values of an integer weight (`original`).
+With int8 in the loop, the weight that the forward pass sees is bit for bit the one that `bake` leaves behind.
 """
 
 from __future__ import annotations
@@ -14,46 +14,39 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
-from qn_deploy.compress.parametrizations import Int8Weight, TableWeight, on_grid
+from qn_deploy.compress.parametrizations import IntegerWeight, TableWeight, on_grid
 from qn_deploy.compress.weights import INT8_MAX, CompressedWeight, IntWeight, PQWeight
 from qn_deploy.errors import CompressionError
+from qn_deploy.recipe.parameters import Slot, compressible
 
 _SMALLEST_SCALE = 1e-20  # a fine-tuned scale never falls below: runtimes take positive scales only
 
 
-def attach_table(module: nn.Module, weight: PQWeight, int8_in_loop: bool = True) -> None:
-    """Makes `module.weight` the decoded table; centroids and scale become the parameters.
+def attach_weight(slot: Slot, weight: CompressedWeight, int8_in_loop: bool = True) -> None:
+    """Makes the weight in `slot` a compressed one, to be fine-tuned: a table by its centroids and scale, integers through their rounding.
 
     Raises:
-        CompressionError: the module already has a parametrization, or a weight of another shape or dtype.
+        CompressionError: the weight already has a parametrization, or another shape or dtype.
     """
-    old = _check(module, weight)
-    parametrize.register_parametrization(module, "weight", TableWeight(weight, int8_in_loop).to(old.device))
+    old = _check(slot, weight)
+    if isinstance(weight, IntWeight):
+        with torch.no_grad():
+            old.copy_(weight.dequantize())
+    kind = TableWeight(weight, int8_in_loop) if isinstance(weight, PQWeight) else IntegerWeight(weight)
+    parametrize.register_parametrization(slot.module, slot.leaf, kind.to(old.device))
 
 
-def attach_int8(module: nn.Module, weight: IntWeight) -> None:
-    """Makes `module.weight` an int8 weight that is trained through its rounding.
+def attach_tied(slot: Slot, owner: Slot) -> None:
+    """Makes `slot` read the compressed weight of `owner`: one table, two readers, as an embedding tied with the output layer wants.
 
     Raises:
-        CompressionError: the module already has a parametrization, or a weight of another shape or dtype.
+        CompressionError: the weight already has a parametrization, or another shape or dtype.
     """
-    old = _check(module, weight)
-    with torch.no_grad():
-        old.copy_(weight.dequantize())
-    parametrize.register_parametrization(module, "weight", Int8Weight(weight).to(old.device))
-
-
-def attach_tied(module: nn.Module, owner: nn.Module) -> None:
-    """Makes `module` read the compressed weight of `owner`: one table, two readers, as an embedding tied with the output layer wants.
-
-    Raises:
-        CompressionError: the module already has a parametrization, or a weight of another shape or dtype.
-    """
-    shared = owner.get_submodule("parametrizations.weight")
+    shared = owner.module.get_submodule(f"parametrizations.{owner.leaf}")
     assert isinstance(shared, ParametrizationList)
-    _check(module, _compressed(shared))
-    parametrize.register_parametrization(module, "weight", nn.Identity())
-    module.set_submodule("parametrizations.weight", shared)
+    _check(slot, _compressed(shared))
+    parametrize.register_parametrization(slot.module, slot.leaf, nn.Identity())
+    slot.module.set_submodule(f"parametrizations.{slot.leaf}", shared)
 
 
 def compressed_weights(model: nn.Module) -> dict[str, CompressedWeight]:
@@ -64,13 +57,13 @@ def compressed_weights(model: nn.Module) -> dict[str, CompressedWeight]:
     """
     found: dict[str, CompressedWeight] = {}
     shared: dict[int, CompressedWeight] = {}
-    for name, _, carried in _carried(model):
+    for slot, carried in _carried(model):
         try:
             if id(carried) not in shared:
                 shared[id(carried)] = _compressed(carried)
         except CompressionError as error:
-            raise CompressionError(f"{name}: {error}") from None
-        found[name] = shared[id(carried)]
+            raise CompressionError(f"{slot.name}: {error}") from None
+        found[slot.name] = shared[id(carried)]
     return found
 
 
@@ -82,21 +75,24 @@ def bake(model: nn.Module) -> None:
     """
     weights = compressed_weights(model)
     plain: dict[int, nn.Parameter] = {}  # tied weights stay tied
-    for name, module, carried in list(_carried(model)):
+    for slot, carried in list(_carried(model)):
         if id(carried) not in plain:
-            plain[id(carried)] = nn.Parameter(weights[name].dequantize().to(next(carried.parameters()).device))
+            plain[id(carried)] = nn.Parameter(weights[slot.name].dequantize().to(next(carried.parameters()).device))
         # Not parametrize.remove_parametrizations: it deletes the property from a class that deep copies of the module share.
-        module.__class__ = type(module).__bases__[0]
-        del module._modules["parametrizations"]
-        module.register_parameter("weight", plain[id(carried)])
+        module = slot.module
+        if parametrize.is_parametrized(module):
+            module.__class__ = type(module).__bases__[0]
+            del module._modules["parametrizations"]
+        module.register_parameter(slot.leaf, plain[id(carried)])
 
 
 @torch.no_grad()
 def round_centroids(model: nn.Module) -> None:
     """Puts int8 into the loop: from here on the forward pass sees every table's centroids on their int8 grid, whose step is now fixed."""
-    for table, (centroids, scale) in _tables(model):
+    for table, (centroids, scale, *residual) in _tables(model):
         if not table.int8_in_loop:
-            for old, new in zip((centroids, scale), on_grid(centroids, scale), strict=True):
+            books, step = on_grid([centroids, *residual], scale)
+            for old, new in zip((centroids, *residual, scale), (*books, step), strict=True):
                 old.copy_(new)
             table.int8_in_loop = True
 
@@ -104,20 +100,21 @@ def round_centroids(model: nn.Module) -> None:
 @torch.no_grad()
 def clamp_tables(model: nn.Module) -> None:
     """Puts scales, and centroids with int8 in the loop, back into their range; call it after each step of an optimizer."""
-    for table, (centroids, scale) in _tables(model):
+    for table, (centroids, scale, *residual) in _tables(model):
         scale.clamp_(min=_SMALLEST_SCALE)
         if table.int8_in_loop:
-            centroids.clamp_(-INT8_MAX, INT8_MAX)
+            for book in (centroids, *residual):
+                book.clamp_(-INT8_MAX, INT8_MAX)
 
 
-def _check(module: nn.Module, weight: CompressedWeight) -> nn.Parameter:
-    kind = type(module).__name__.removeprefix("Parametrized")
-    if parametrize.is_parametrized(module):
+def _check(slot: Slot, weight: CompressedWeight) -> nn.Parameter:
+    kind = type(slot.module).__name__.removeprefix("Parametrized")
+    if parametrize.is_parametrized(slot.module, slot.leaf):
         raise CompressionError(
             f"this {kind} still carries a parametrization; call qn_deploy.noise.remove(model), "
             "or torch.nn.utils.parametrize.remove_parametrizations for any other, first"
         )
-    old = module.get_parameter("weight")
+    old = slot.module.get_parameter(slot.leaf)
     if tuple(old.shape) != weight.shape or old.dtype != torch.float32:
         raise CompressionError(
             f"a {kind} weight of {old.dtype} {list(old.shape)} can't hold float32 {list(weight.shape)}; "
@@ -126,22 +123,22 @@ def _check(module: nn.Module, weight: CompressedWeight) -> nn.Parameter:
     return old
 
 
-def _carried(model: nn.Module) -> Iterator[tuple[str, nn.Module, ParametrizationList]]:
-    """(parameter name, module, parametrization) of each compressed weight."""
-    for path, module in model.named_modules():
-        if parametrize.is_parametrized(module, "weight"):
-            carried = module.get_submodule("parametrizations.weight")
-            if isinstance(carried, ParametrizationList) and isinstance(carried[0], TableWeight | Int8Weight):
-                yield (f"{path}.weight" if path else "weight"), module, carried
+def _carried(model: nn.Module) -> Iterator[tuple[Slot, ParametrizationList]]:
+    """Each compressed weight: where it stands, and its parametrization."""
+    for slot in compressible(model):
+        if parametrize.is_parametrized(slot.module, slot.leaf):
+            carried = slot.module.get_submodule(f"parametrizations.{slot.leaf}")
+            if isinstance(carried, ParametrizationList) and isinstance(carried[0], TableWeight | IntegerWeight):
+                yield slot, carried
 
 
 def _compressed(carried: ParametrizationList) -> CompressedWeight:
     kind = carried[0]
-    assert isinstance(kind, TableWeight | Int8Weight)
+    assert isinstance(kind, TableWeight | IntegerWeight)
     return kind.compressed(*carried.parameters(recurse=False))
 
 
 def _tables(model: nn.Module) -> list[tuple[TableWeight, list[nn.Parameter]]]:
-    """Each table once, with its centroids and scale."""
-    unique = {id(carried): carried for _, _, carried in _carried(model)}
+    """Each table once, with its centroids, its scale and its residual centroids."""
+    unique = {id(carried): carried for _, carried in _carried(model)}
     return [(kind, list(carried.parameters(recurse=False))) for carried in unique.values() if isinstance(kind := carried[0], TableWeight)]

@@ -10,69 +10,80 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import INT8_MAX, IntWeight, PQWeight
+from qn_deploy.compress.ranges import limit
+from qn_deploy.compress.weights import INT8_MAX, IntWeight, PQWeight, to_int8
 from qn_deploy.errors import CompressionError
 
 
 class TableWeight(nn.Module):
-    """Parametrization of a weight by a table: (centroids [G, K, d], scale [out] or [1]) -> weight.
+    """Parametrization of a weight by tables: (centroids [G, K, d], scale [out] or [1], residual centroids if there are any) -> weight.
 
     The gradient of a centroid is the mean of the gradients of its blocks (paper section 3.2), weighted by the scale of their rows: the
     move of the centroid that brings the weight closest to where its own gradient step would. The scale's gradient is the same
     projection. So one learning rate means the same for tables and for plain weights.
 
     Attributes:
-        codes: uint8 [out, B].
-        offsets: int64 [B], where the codebook of each block column begins in centroids.reshape(G*K, d).
+        codes, residual_codes: uint8 or uint16 [out, B].
         int8_in_loop: the forward pass sees the centroids rounded to int8, with a straight-through gradient.
     """
 
-    codes: Tensor
-    offsets: Tensor
-
     def __init__(self, weight: PQWeight, int8_in_loop: bool = True) -> None:
         super().__init__()
-        self.register_buffer("codes", weight.codes)
-        self.register_buffer("offsets", (weight.rows[0] - weight.codes[0]).long(), persistent=False)
+        for name, table in zip(("codes", "residual_codes"), weight.tables, strict=False):
+            self.register_buffer(name, table.codes)
+            self.register_buffer(f"_{name}_offsets", table.offsets.long(), persistent=False)
         self.shape = weight.shape
         self.int8_in_loop = int8_in_loop
-        self._start: tuple[Tensor, Tensor] | None = (weight.centroids.float(), weight.scale.clone())
+        first, *more = (table.centroids.float() for table in weight.tables)
+        self._start: tuple[Tensor, ...] | None = (first, weight.scale.clone(), *more)
 
-    def forward(self, centroids: Tensor, scale: Tensor) -> Tensor:
+    def forward(self, centroids: Tensor, scale: Tensor, *residual: Tensor) -> Tensor:
         """The float32 weight of shape `shape`."""
-        decoded: Tensor = _Decode.apply(centroids, scale, self.codes.long() + self.offsets, self.int8_in_loop)
+        tables, rows, begin = [], [], 0
+        for (codes, offsets), book in zip(self._codes(), (centroids, *residual), strict=True):
+            tables.append(book.flatten(0, 1))
+            rows.append(codes.long() + offsets + begin)
+            begin += len(tables[-1])
+        decoded: Tensor = _Decode.apply(torch.cat(tables), scale, torch.stack(rows), self.int8_in_loop)
         return decoded.reshape(self.shape)
 
-    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The centroids and scale to start from; called once, when torch registers the parametrization.
 
         Raises:
-            CompressionError: later, when somebody assigns to `module.weight`.
+            CompressionError: later, when somebody assigns to the weight.
         """
         if self._start is None:
             raise CompressionError("this weight is held as a table and can't be assigned to; call bake(model) first")
         start, self._start = self._start, None
-        return start[0].to(weight.device), start[1].to(weight.device)
+        return tuple(value.to(weight.device) for value in start)
 
-    def compressed(self, centroids: Tensor, scale: Tensor) -> PQWeight:
+    def compressed(self, centroids: Tensor, scale: Tensor, *residual: Tensor) -> PQWeight:
         """The table as a file holds it, on the CPU."""
-        if not torch.isfinite(centroids).all():
+        books = [book.detach() for book in (centroids, *residual)]
+        if not all(bool(torch.isfinite(book).all()) for book in books):
             raise CompressionError("a centroid is NaN or infinite; fine-tune with a lower learning rate")
+        scale = scale.detach().clone()
         if not self.int8_in_loop:
-            centroids, scale = on_grid(centroids, scale)
-        return PQWeight(
-            codes=self.codes.cpu(),
-            centroids=to_int8(centroids.detach()).to(torch.int8).cpu(),
-            scale=scale.detach().clone().cpu(),
-            shape=self.shape,
-        )
+            books, scale = on_grid(books, scale)
+        table = None
+        for (codes, _), book in reversed([*zip(self._codes(), books, strict=True)]):
+            table = PQWeight(codes.cpu(), to_int8(book).to(torch.int8).cpu(), scale.cpu(), self.shape, residual=table)
+        assert table is not None
+        return table
+
+    def _codes(self) -> list[tuple[Tensor, Tensor]]:
+        """(codes, offsets of the codebooks of their columns) of the table, and of the residual one."""
+        buffers = dict(self.named_buffers())
+        return [(buffers[name], buffers[f"_{name}_offsets"]) for name in ("codes", "residual_codes") if name in buffers]
 
 
-class Int8Weight(nn.Module):
-    """Parametrization of a weight by int8 values: latent float weight -> the weight rounded with a fixed scale, gradient straight through.
+class IntegerWeight(nn.Module):
+    """Parametrization by int8 or int4: latent float weight -> the weight rounded with a fixed scale, gradient straight through.
 
     Attributes:
         scale: float32 [out] or [1], fixed when attached.
+        bits: 8 or 4.
     """
 
     scale: Tensor
@@ -80,43 +91,47 @@ class Int8Weight(nn.Module):
     def __init__(self, weight: IntWeight) -> None:
         super().__init__()
         self.register_buffer("scale", weight.scale)
+        self.bits = weight.bits
 
     def forward(self, latent: Tensor) -> Tensor:
         """The float32 weight, of the latent weight's shape."""
-        rounded: Tensor = _Round.apply(latent, self._column(latent))
+        rounded: Tensor = _Round.apply(latent, self._column(latent), limit(self.bits))
         return rounded
 
     def compressed(self, latent: Tensor) -> IntWeight:
-        """The int8 weight as a file holds it, on the CPU."""
+        """The integer weight as a file holds it, on the CPU."""
         if not torch.isfinite(latent).all():
             raise CompressionError("a weight is NaN or infinite; fine-tune with a lower learning rate")
-        return IntWeight(to_int8(latent.detach() / self._column(latent)).to(torch.int8).cpu(), self.scale.cpu())
+        values = to_int8(latent.detach() / self._column(latent), limit(self.bits)).to(torch.int8)
+        return IntWeight(values.cpu(), self.scale.cpu(), self.bits)
 
     def _column(self, latent: Tensor) -> Tensor:
         return self.scale.reshape(-1, *[1] * (latent.ndim - 1))
 
 
 class _Decode(torch.autograd.Function):
-    """scale[o] * centroids[rows[o, i]]; backward is the least-squares projection of the weight's gradient on centroids and scale."""
+    """scale[o] * sum over r of table[rows[r, o, i]]; backward projects the weight's gradient on each parameter, by least squares."""
 
     @staticmethod
-    def forward(ctx: Any, centroids: Tensor, scale: Tensor, rows: Tensor, int8_in_loop: bool) -> Tensor:
-        table = (to_int8(centroids) if int8_in_loop else centroids).flatten(0, 1)  # [G*K, d]
+    def forward(ctx: Any, table: Tensor, scale: Tensor, rows: Tensor, int8_in_loop: bool) -> Tensor:
         ctx.save_for_backward(table, scale, rows)
-        ctx.shape = centroids.shape
-        return scale[:, None] * table[rows].flatten(1)
+        ctx.int8_in_loop = int8_in_loop
+        return scale[:, None] * _values(table, rows, int8_in_loop).flatten(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         table, scale, rows = ctx.saved_tensors
-        blocks = table[rows]  # [out, B, d]
+        blocks = _values(table, rows, ctx.int8_in_loop)  # [out, B, d]
         grad = grad.reshape(blocks.shape)
-        rowwise = scale.expand(rows.shape[0])[:, None]  # [out, 1]
+        rowwise = scale.expand(blocks.shape[0])[:, None]  # [out, 1]
 
         # centroid: sum of s*g over sum of s^2, both over its blocks; the floor keeps blocks of vanishing rows from exploding
-        square = rowwise.square().expand(rows.shape)
-        moved = torch.zeros_like(table).index_add_(0, rows.flatten(), (rowwise[..., None] * grad).flatten(0, 1))
-        total = table.new_zeros(table.shape[0]).index_add_(0, rows.flatten(), square.flatten())
+        square = rowwise.square().expand(blocks.shape[:2]).flatten()
+        pull = (rowwise[..., None] * grad).flatten(0, 1)
+        moved, total = torch.zeros_like(table), table.new_zeros(table.shape[0])
+        for chosen in rows:
+            moved.index_add_(0, chosen.flatten(), pull)
+            total.index_add_(0, chosen.flatten(), square)
         floor = (1e-6 * square.max()).clamp_min(torch.finfo(torch.float32).tiny)
         centroid_grad = moved / total.clamp_min(floor)[:, None]
 
@@ -124,28 +139,35 @@ class _Decode(torch.autograd.Function):
         along, length = (blocks * grad).sum((1, 2)), blocks.square().sum((1, 2))
         if scale.numel() == 1:
             along, length = along.sum()[None], length.sum()[None]
-        return centroid_grad.reshape(ctx.shape), along / length.clamp_min(1.0), None, None
+        return centroid_grad, along / length.clamp_min(1.0), None, None
+
+
+def _values(table: Tensor, rows: Tensor, int8_in_loop: bool) -> Tensor:
+    """float32 [out, B, d]: the blocks that rows [R, out, B] of the table add up to, saturating as PQWeight does."""
+    if int8_in_loop:
+        table = to_int8(table)
+    first, *more = (table[chosen] for chosen in rows)
+    for second in more:
+        first = first + second
+        if int8_in_loop:
+            first = first.clamp(-INT8_MAX, INT8_MAX)
+    return first
 
 
 class _Round(torch.autograd.Function):
-    """scale * round(latent / scale), written so that it equals the dequantized int8 weight bit for bit; gradient straight through."""
+    """scale * round(latent / scale), written so that it equals the dequantized integer weight bit for bit; gradient straight through."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, scale: Tensor) -> Tensor:
-        return scale * to_int8(latent / scale)
+    def forward(ctx: Any, latent: Tensor, scale: Tensor, top: int) -> Tensor:
+        return scale * to_int8(latent / scale, top)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
 
 
-def to_int8(values: Tensor) -> Tensor:
-    """Rounded to whole numbers in [-127, 127], still float."""
-    return values.round().clamp(-INT8_MAX, INT8_MAX)
-
-
-def on_grid(centroids: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The same table with its centroids in reach of int8: (centroids, scale)."""
+def on_grid(books: list[Tensor], scale: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The same tables with their centroids in reach of int8: (centroids of each, scale)."""
     # The grid only ever grows, so that centroids that fine-tuning left alone keep their exact values.
-    step = (centroids.detach().abs().max() / INT8_MAX).clamp_min(1.0)
-    return centroids / step, scale * step
+    step = torch.stack([book.abs().max() for book in books]).max().div(INT8_MAX).clamp_min(1.0)
+    return [book / step for book in books], scale * step

@@ -6,7 +6,7 @@ the module keeps its clean weight as the parameter that the optimizer updates. I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from qn_deploy.compress.apply import Target, targets
+from qn_deploy.compress.apply import Target, no_table, targets
 from qn_deploy.errors import InputError
 from qn_deploy.noise.functions import Noise, int8, straight_through, zero_blocks
-from qn_deploy.recipe import Int8, Recipe, Table, compressible
+from qn_deploy.recipe import Int8, Recipe, Table
+from qn_deploy.recipe.parameters import Slot, compressible
 
 
 class QuantNoise(nn.Module):
@@ -70,11 +71,11 @@ def attach(model: nn.Module, recipe: Recipe, p: float = 0.1) -> list[str]:
             (noise, perhaps) or no shape yet. The model is then unchanged.
     """
     _check_rate(p)
-    for name, module in _weights(model):
-        _check_plain(name, module)
+    for slot in compressible(model):
+        _check_plain(slot)
     found, left = targets(model, recipe)
     if not found:
-        kinds = sorted({type(module).__name__ for _, module in _weights(model)})
+        kinds = sorted({type(slot.module).__name__ for slot in compressible(model)})
         raise InputError(
             f"recipe {recipe.title!r} compresses nothing in {type(model).__name__}, which has "
             f"{'weights in ' + ', '.join(kinds) if kinds else 'no Linear, Embedding or Conv2d'}; "
@@ -82,9 +83,9 @@ def attach(model: nn.Module, recipe: Recipe, p: float = 0.1) -> list[str]:
         )
     noises = [_BUILDERS[type(target.method)](target) for target in found]
     for target, noise in zip(found, noises, strict=True):
-        for module in target.modules:
+        for slot in target.slots:
             # Registered at rate 0: torch reads the weight to check it, and no random number should be spent on that.
-            parametrize.register_parametrization(module, "weight", QuantNoise(noise).train(module.training))
+            parametrize.register_parametrization(slot.module, slot.leaf, QuantNoise(noise).train(slot.module.training))
     set_rate(model, p)
     return [target.name for target in found]
 
@@ -129,22 +130,17 @@ def set_rate(model: nn.Module, p: float) -> None:
 
 def _table_noise(target: Target) -> Noise:
     assert isinstance(target.method, Table)
-    d = target.method.block_size
-    if target.weight.shape[1:].numel() % d or not target.method.pays(target.weight.numel()):  # compression will store it as int8
+    weight, d = target.weight, target.method.block_size
+    if no_table(target) or not target.method.pays(weight.shape[0], weight[0].numel()):  # compression will store it as int8
         return _int8_noise(target)
     return partial(zero_blocks, block_size=d)
 
 
 def _int8_noise(target: Target) -> Noise:
-    # As compression stores it: an embedding has one scale, since four bytes for each short row would cost too much.
-    return partial(int8, per_channel=not any(isinstance(module, nn.Embedding) for module in target.modules))
+    return partial(int8, per_channel=target.per_channel)
 
 
 _BUILDERS: dict[type[Any], Callable[[Target], Noise]] = {Table: _table_noise, Int8: _int8_noise}
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module, _ in compressible(model))
 
 
 def _noise_of(module: nn.Module) -> QuantNoise | None:
@@ -155,16 +151,17 @@ def _noise_of(module: nn.Module) -> QuantNoise | None:
     return first if isinstance(first, QuantNoise) else None
 
 
-def _check_plain(name: str, module: nn.Module) -> None:
-    if _noise_of(module) is not None:
-        raise InputError(f"{name} already has noise; call set_rate(model, p) for another rate, or remove(model) for another recipe")
-    if parametrize.is_parametrized(module, "weight"):
+def _check_plain(slot: Slot) -> None:
+    if _noise_of(slot.module) is not None:
+        raise InputError(f"{slot.name} already has noise; call set_rate(model, p) for another rate, or remove(model) for another recipe")
+    if parametrize.is_parametrized(slot.module, slot.leaf):
+        kind = type(slot.module.get_submodule(f"parametrizations.{slot.leaf}.0")).__name__
         raise InputError(
-            f"{name} already has a parametrization, {type(module.get_submodule('parametrizations.weight.0')).__name__}; "
+            f"{slot.name} already has a parametrization, {kind}; "
             "take it off with torch.nn.utils.parametrize.remove_parametrizations before attaching noise"
         )
-    if isinstance(module.weight, UninitializedParameter):
-        raise InputError(f"{name} has no shape yet; run one batch through the model before attaching noise")
+    if isinstance(slot.weight, UninitializedParameter):
+        raise InputError(f"{slot.name} has no shape yet; run one batch through the model before attaching noise")
 
 
 def _check_rate(p: float) -> None:

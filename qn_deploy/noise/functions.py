@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qn_deploy.compress.weights import INT8_MAX, row_scale
+from qn_deploy.compress.ranges import row_scale
+from qn_deploy.compress.weights import INT8_MAX
+from qn_deploy.recipe import Int8
 
 Noise = Callable[[Tensor, float], Tensor]
 """(weight, rate p) -> the distorted weight, of the same shape and dtype. It carries no gradient of its own."""
@@ -49,7 +51,7 @@ def int8(weight: Tensor, p: float, per_channel: bool = True) -> Tensor:
         The weight's shape and dtype.
     """
     rows = (weight.flatten(1) if per_channel else weight.reshape(1, -1)).float()
-    scale = row_scale(rows)[:, None]
+    scale = row_scale(rows, Int8())[:, None]
     rounded = (rows / scale).round_().clamp_(-INT8_MAX, INT8_MAX).mul_(scale)
     return torch.where(_draw(weight, p), rounded.reshape(weight.shape).to(weight.dtype), weight)
 

@@ -94,7 +94,7 @@ def test_centroids_are_float_until_the_int8_stage(monkeypatch: pytest.MonkeyPatc
 
     def watched(*args: Any, **options: Any) -> str | None:
         reason = attach(*args, **options)
-        tables.extend(module for module in args[0].modules[0].modules() if isinstance(module, TableWeight))
+        tables.extend(module for module in args[0].slots[0].module.modules() if isinstance(module, TableWeight))
         return reason
 
     monkeypatch.setattr("qn_deploy.compress.iterative.attach", watched)

@@ -7,11 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qn_deploy.compress.layers import attach_int8, attach_table, attach_tied, bake, clamp_tables, compressed_weights, round_centroids
+from qn_deploy.compress.layers import attach_tied, attach_weight, bake, clamp_tables, compressed_weights, round_centroids
 from qn_deploy.compress.tables import table_from_weight
 from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
+from qn_deploy.recipe.parameters import Slot, compressible
+
+
+def at(module: nn.Module) -> Slot:
+    """Where the module's own weight stands."""
+    return next(slot for slot in compressible(module) if slot.module is module)
 
 
 class Net(nn.Module):
@@ -31,8 +37,8 @@ class Net(nn.Module):
 def a_net(int8_in_loop: bool = True) -> Net:
     torch.manual_seed(0)
     net = Net().eval()
-    attach_table(net.conv, table_from_weight(net.conv.weight, Table(9, 8)), int8_in_loop)
-    attach_int8(net.body, IntWeight.from_float(net.body.weight))
+    attach_weight(at(net.conv), table_from_weight(net.conv.weight, Table(9, 8)), int8_in_loop)
+    attach_weight(at(net.body), IntWeight.from_float(net.body.weight))
     return net
 
 
@@ -67,7 +73,7 @@ def test_attach_then_fine_tune_then_bake_keeps_every_bit() -> None:
 def test_a_table_just_attached_is_given_back_as_it_was() -> None:
     net = nn.Linear(8, 4)
     table = table_from_weight(net.weight, Table(2, 4))
-    attach_table(net, table)
+    attach_weight(at(net), table)
     back = compressed_weights(net)["weight"]
     assert isinstance(back, PQWeight)
     assert torch.equal(back.codes, table.codes) and torch.equal(back.centroids, table.centroids) and torch.equal(back.scale, table.scale)
@@ -76,7 +82,7 @@ def test_a_table_just_attached_is_given_back_as_it_was() -> None:
 def test_an_int8_weight_just_attached_is_given_back_as_it_was() -> None:
     net = nn.Linear(2, 3)
     values = torch.tensor([[127, -127], [0, 1], [-3, 64]], dtype=torch.int8)
-    attach_int8(net, IntWeight(values, torch.tensor([0.1, 3e-5, 7.0])))
+    attach_weight(at(net), IntWeight(values, torch.tensor([0.1, 3e-5, 7.0])))
     back = compressed_weights(net)["weight"]
     assert torch.equal(back.int8(), values)
     assert torch.equal(net.weight, back.dequantize())
@@ -100,7 +106,7 @@ def test_local_codebooks_decode_like_the_table() -> None:
         (2, 6),
     )
     net = nn.Linear(6, 2)
-    attach_table(net, table)
+    attach_weight(at(net), table)
     assert torch.equal(net.weight, table.dequantize())
 
 
@@ -110,7 +116,7 @@ def test_a_centroid_gets_the_mean_gradient_of_its_blocks() -> None:
         torch.tensor([[0, 1], [0, 0]], dtype=torch.uint8), torch.tensor([[[1, 2], [3, 4]]], dtype=torch.int8), torch.ones(2), (2, 4)
     )
     net = nn.Linear(4, 2)
-    attach_table(net, table)
+    attach_weight(at(net), table)
     grad = torch.tensor([[1.0, 2.0, 10.0, 20.0], [3.0, 4.0, 5.0, 6.0]])
     torch.autograd.backward(net.weight, grad)
     centroids, scale = (parameter.grad for parameter in net.get_submodule("parametrizations.weight").parameters())
@@ -127,7 +133,7 @@ def test_the_gradient_is_the_least_squares_projection_of_the_weights(which: str,
     move = torch.randn(table.centroids.shape if which == "centroids" else table.scale.shape, generator=torch.Generator().manual_seed(1))
     scale = table.scale.reshape(-1, 1)
     net = nn.Linear(8, 6)
-    attach_table(net, table)
+    attach_weight(at(net), table)
     if which == "centroids":
         torch.autograd.backward(net.weight, scale * move[0][table.codes.long()].flatten(1))
         found = net.get_parameter("parametrizations.weight.original0").grad
@@ -140,7 +146,7 @@ def test_the_gradient_is_the_least_squares_projection_of_the_weights(which: str,
 def test_a_dead_row_does_not_throw_its_centroid_away() -> None:
     table = PQWeight(torch.tensor([[0], [1]], dtype=torch.uint8), torch.ones(1, 2, 2, dtype=torch.int8), torch.tensor([1.0, 1e-20]), (2, 2))
     net = nn.Linear(2, 2)
-    attach_table(net, table)
+    attach_weight(at(net), table)
     torch.autograd.backward(net.weight, torch.ones(2, 2))
     found = net.get_parameter("parametrizations.weight.original0").grad
     assert found is not None and found.abs().max() <= 1
@@ -149,14 +155,14 @@ def test_a_dead_row_does_not_throw_its_centroid_away() -> None:
 def test_gradients_are_finite_even_if_every_scale_has_vanished() -> None:
     table = PQWeight(torch.zeros(2, 1, dtype=torch.uint8), torch.zeros(1, 1, 2, dtype=torch.int8), torch.full((2,), 1e-30), (2, 2))
     net = nn.Linear(2, 2)
-    attach_table(net, table)
+    attach_weight(at(net), table)
     torch.autograd.backward(net.weight, torch.zeros(2, 2))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.get_submodule("parametrizations.weight").parameters())
 
 
 def test_int8_gradient_goes_straight_through() -> None:
     net = nn.Linear(2, 2)
-    attach_int8(net, IntWeight.from_float(net.weight))
+    attach_weight(at(net), IntWeight.from_float(net.weight))
     grad = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     torch.autograd.backward(net.weight, grad)
     latent = net.get_parameter("parametrizations.weight.original").grad
@@ -166,12 +172,12 @@ def test_int8_gradient_goes_straight_through() -> None:
 def test_rounding_grows_the_grid_only_for_centroids_out_of_reach() -> None:
     table = PQWeight(torch.tensor([[0], [1]], dtype=torch.uint8), torch.tensor([[[10], [-100]]], dtype=torch.int8), torch.ones(2), (2, 1))
     net = nn.Linear(1, 2)
-    attach_table(net, table, int8_in_loop=False)
+    attach_weight(at(net), table, int8_in_loop=False)
     round_centroids(net)
     assert net.weight.tolist() == [[10.0], [-100.0]]
 
     net = nn.Linear(1, 2)
-    attach_table(net, table, int8_in_loop=False)
+    attach_weight(at(net), table, int8_in_loop=False)
     with torch.no_grad():
         net.get_parameter("parametrizations.weight.original0")[0, 1] = -254.0
     before = compressed_weights(net)["weight"]
@@ -204,8 +210,8 @@ def test_tied_modules_share_one_table() -> None:
     embedding, output = nn.Embedding(12, 8), nn.Linear(8, 12, bias=False)
     output.weight = embedding.weight
     net = nn.Sequential(embedding, output)
-    attach_table(embedding, table_from_weight(embedding.weight, Table(4, 4)))
-    attach_tied(output, embedding)
+    attach_weight(at(embedding), table_from_weight(embedding.weight, Table(4, 4)))
+    attach_tied(at(output), at(embedding))
     tokens = torch.arange(6)
     assert len(list(net.parameters())) == 2
     some_steps(net, tokens)
@@ -220,12 +226,12 @@ def test_tied_modules_share_one_table() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     table = table_from_weight(torch.randn(4, 8), Table(4, 4))
     with pytest.raises(CompressionError, match=r"a Linear weight of torch.float32 \[4, 9\] can't hold float32 \[4, 8\]"):
-        attach_table(nn.Linear(9, 4), table)
+        attach_weight(at(nn.Linear(9, 4)), table)
     with pytest.raises(CompressionError, match=r"call model\.float\(\)"):
-        attach_table(nn.Linear(8, 4).bfloat16(), table)
+        attach_weight(at(nn.Linear(8, 4).bfloat16()), table)
     noisy = parametrize.register_parametrization(nn.Linear(8, 4), "weight", nn.Identity())
     with pytest.raises(CompressionError, match=r"Linear still carries a parametrization; call qn_deploy\.noise\.remove"):
-        attach_table(noisy, table)
+        attach_weight(at(noisy), table)
 
 
 def test_a_table_weight_can_not_be_assigned() -> None:

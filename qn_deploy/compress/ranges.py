@@ -1,0 +1,48 @@
+"""The scale of a symmetric integer grid: from a row's largest weight, or by the least squared error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qn_deploy.recipe import Int4, Int8
+
+# A row this much smaller than the largest counts as zero. Dead channels decay to 1e-20; a scale that small would push the int32 bias of
+# a quantized layer, bias / (input scale * weight scale), out of range.
+DEAD_ROW = 1e-6
+_CLIPPINGS = 48  # candidates between a quarter of the largest magnitude and all of it
+
+
+def limit(bits: int) -> int:
+    """The largest value of a symmetric grid: 127 of 8 bits, 7 of 4."""
+    return (1 << (bits - 1)) - 1
+
+
+def row_scale(rows: Tensor, method: Int8 | Int4) -> Tensor:
+    """The scale of each row's grid, by the method's range (paper section 3.1, eq. 2, with zero point 0 as runtimes ask of weights).
+
+    A dead row gets the largest row's scale, and so decodes to zeros; a tensor of zeros gets that of a row of ones.
+
+    Args:
+        rows: float32 [n, m].
+        method: Int8 or Int4; its range decides, "minmax" of Int8 and "least_squares" of Int4 if it is None.
+
+    Returns:
+        float32 [n], positive.
+    """
+    top = limit(method.bits)
+    largest = rows.abs().amax(1)
+    most = largest.max()
+    minmax = torch.where(largest > most * DEAD_ROW, largest, most if most > 0 else torch.ones_like(most)) / top
+    chosen = method.range or ("minmax" if method.bits == 8 else "least_squares")
+    return minmax if chosen == "minmax" else _least_squares(rows, minmax, top)
+
+
+def _least_squares(rows: Tensor, scale: Tensor, top: int) -> Tensor:
+    best, least = scale, torch.full_like(scale, torch.inf)
+    for clipping in torch.linspace(1.0, 0.25, _CLIPPINGS).tolist():
+        candidate = scale * clipping
+        rounded = (rows / candidate[:, None]).round_().clamp_(-top, top).mul_(candidate[:, None])
+        error = rounded.sub_(rows).square_().sum(1)
+        best, least = torch.where(error < least, candidate, best), torch.minimum(error, least)
+    return best
