@@ -11,7 +11,7 @@ from qn_deploy.compress.layers import attach_tied, attach_weight, bake, clamp_ta
 from qn_deploy.compress.tables import table_from_weight
 from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import CompressionError
-from qn_deploy.recipe import Table
+from qn_deploy.recipe import Int4, Table
 from qn_deploy.recipe.parameters import Slot, compressible
 
 
@@ -108,6 +108,52 @@ def test_local_codebooks_decode_like_the_table() -> None:
     net = nn.Linear(6, 2)
     attach_weight(at(net), table)
     assert torch.equal(net.weight, table.dequantize())
+
+
+def test_a_residual_table_is_trained_beside_the_first() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 6)
+    table = table_from_weight(net.weight, Table(2, 4, residual=4))
+    attach_weight(at(net), table)
+    assert torch.equal(net.weight, table.dequantize())
+    net.weight.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert [name for name, value in net.named_parameters() if value.grad is not None and value.grad.any()] == [
+        "parametrizations.weight.original0",
+        "parametrizations.weight.original1",
+        "parametrizations.weight.original2",
+    ]
+    bake(net)
+    assert torch.equal(net.weight, table.dequantize())
+
+
+@pytest.mark.parametrize(
+    "net", [nn.LSTM(8, 4, bidirectional=True), nn.GRU(8, 4), nn.MultiheadAttention(8, 2)], ids=lambda net: type(net).__name__
+)
+def test_modules_with_several_weights_compute_with_all_of_them(net: nn.Module) -> None:
+    torch.manual_seed(0)
+    net.eval()
+    x = torch.randn(3, 1, 8)
+    call = (lambda module: module(x, x, x)[0]) if isinstance(net, nn.MultiheadAttention) else (lambda module: module(x)[0])
+    before = call(net)
+    for slot in list(compressible(net)):
+        attach_weight(slot, table_from_weight(slot.weight, Table(2, 8)))
+    after = call(net)
+    after.sum().backward()
+    assert not torch.equal(before, after)
+    assert all(value.grad is not None for name, value in net.named_parameters() if "in_proj" in name or "weight_" in name)
+    bake(net)
+    torch.testing.assert_close(call(net), after, rtol=0, atol=1e-6)
+
+
+def test_four_bit_weights_train_through_their_rounding() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 6)
+    attach_weight(at(net), IntWeight.from_float(net.weight, method=Int4()))
+    torch.autograd.backward(net.weight, torch.ones(6, 8))
+    assert torch.equal(net.get_parameter("parametrizations.weight.original").grad, torch.ones(6, 8))
+    back = compressed_weights(net)["weight"]
+    assert isinstance(back, IntWeight) and back.bits == 4 and int(back.values.abs().max()) <= 7
+    assert torch.equal(net.weight, back.dequantize())
 
 
 def test_a_centroid_gets_the_mean_gradient_of_its_blocks() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compress.tables import table_from_weight
+from qn_deploy.compress.tables import groups, table_from_weight
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
 
@@ -61,6 +61,46 @@ def test_more_centroids_are_closer() -> None:
     weight = random(64, 64)
     errors = [error(weight, table_from_weight(weight, Table(4, k)).dequantize()) for k in (4, 16, 64, 256)]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.15
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_each_block_column_has_the_codebook_of_the_papers_formula(columns: int, books: int) -> None:
+    books = min(columns, books)
+    found = [book for book, chosen in enumerate(groups(columns, books)) for _ in range(columns)[chosen]]
+    assert found == [column * books // columns for column in range(columns)]
+
+
+def test_local_codebooks_learn_what_is_local() -> None:
+    # Columns of quite another kind: one codebook has to share its four centroids among both.
+    weight = torch.cat([random(64, 8), 0.01 * random(64, 8, seed=1)], 1)
+    shared, local = (table_from_weight(weight, Table(2, 4, codebooks=books)) for books in (1, 2))
+    assert local.centroids.shape == (2, 4, 2)
+    assert error(weight[:, 8:], local.dequantize()[:, 8:]) < 0.6 < error(weight[:, 8:], shared.dequantize()[:, 8:])
+
+
+def test_a_codebook_with_fewer_blocks_than_centroids_is_padded() -> None:
+    weight = torch.tensor([[1.0, 1.0, 3.0], [1.0, 2.0, 3.0], [1.0, 5.0, 3.0]])
+    table = table_from_weight(weight, Table(1, 4, codebooks=3), per_channel=False)
+    assert table.centroids.shape == (3, 3, 1)  # 1; 1, 2, 5; 3
+    torch.testing.assert_close(table.dequantize(), weight, rtol=0, atol=0.02)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 99), st.sampled_from([1, 3]))
+def test_a_residual_table_leaves_less(seed: int, books: int) -> None:
+    weight = random(40, 24, seed=seed)
+    plain = table_from_weight(weight, Table(4, 8, codebooks=books))
+    both = table_from_weight(weight, Table(4, 8, codebooks=books, residual=8))
+    assert torch.equal(both.codes, plain.codes) and both.residual is not None
+    assert error(weight, both.dequantize()) < error(weight, plain.dequantize())
+    assert error(both.int8().float(), (both.dequantize() / both.scale[:, None])) < 1e-9
+
+
+def test_2048_centroids_have_codes_of_16_bits() -> None:
+    weight = random(128, 128)
+    table = table_from_weight(weight, Table(4, 2048))
+    assert table.codes.dtype == torch.uint16 and table.centroids.shape[1] <= 2048
+    assert error(weight, table.dequantize()) < error(weight, table_from_weight(weight, Table(4, 256)).dequantize())
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
