@@ -21,7 +21,7 @@ from qn_deploy.program.integer import IntegerReference
 from qn_deploy.program.lower import Activations, lower
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.rules import Rules
-from qn_deploy.recipe import Int8, Recipe, Rule, Table
+from qn_deploy.recipe import Int4, Int8, Method, Recipe, Rule, Table
 from qn_deploy.verify import ladder
 from qn_deploy.verify.isolated import Run
 from qn_deploy.verify.ladder import Report, verify
@@ -33,10 +33,21 @@ RECIPE = Recipe(
         Rule(Table(9, 16), module="Conv2d", kernel=(3, 3)),
         Rule(Table(4, 16), module="Conv2d"),
         Rule(Table(8, 16), module="Embedding"),
-        Rule(Table(4, 16), module="Linear"),
+        Rule(Table(4, 16)),
     ),
     title="parity",
 )
+
+
+def all_as(*methods: Method) -> Recipe:
+    """The first weights of a model by these methods in turn, the last for the others."""
+    names = ("0.*", "2.*", "*")[-len(methods) :]
+    return Recipe(tuple(Rule(method, name=name) for method, name in zip(methods, names, strict=True)), title="parity")
+
+
+LOCAL = all_as(Table(2, 16, codebooks=8))
+EVERY_FORM = all_as(Table(4, 2048, codebooks=1), Table(4, 16, residual=16), Int4())
+LOOKED_UP = Recipe((Rule(Table(4, 16, codebooks=4, residual=16), module="Embedding"), Rule(Int4())), title="parity")
 
 
 class ConvNet(nn.Module):
@@ -86,8 +97,58 @@ class Words(nn.Module):
         return self.classifier(self.embedding(tokens).mean(1).relu())  # type: ignore[no-any-return]
 
 
+class Sound(nn.Module):
+    """Convolutions in one dimension, a BatchNorm, and a transposed one back up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm = nn.Conv1d(8, 32, 4, stride=2), nn.BatchNorm1d(32)
+        self.mix = nn.Conv1d(32, 32, 1)
+        self.up = nn.ConvTranspose1d(32, 16, 4, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.mix(self.norm(self.down(x)).relu()).relu())  # type: ignore[no-any-return]
+
+
+class Upscaled(nn.Module):
+    """A transposed convolution of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up = nn.Conv2d(3, 16, 3, padding=1), nn.ConvTranspose2d(16, 16, 2, stride=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.up(self.first(image).relu())  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """nn.MultiheadAttention, whose three projections are one packed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(32, 2, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))  # type: ignore[no-any-return]
+
+
+class Recurrent(nn.Module):
+    """An LSTM and a classifier of its last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(32, 32, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])  # type: ignore[no-any-return]
+
+
 def linear() -> nn.Module:
     return nn.Linear(64, 32)
+
+
+def wide_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 def mlp() -> nn.Module:
@@ -106,6 +167,14 @@ def tokens(count: int) -> Tensor:
     return torch.randint(100, (count, 12))
 
 
+def sounds(count: int) -> Tensor:
+    return torch.randn(count, 8, 16)
+
+
+def sequences(count: int) -> Tensor:
+    return torch.randn(count, 4, 32)
+
+
 @dataclass(frozen=True)
 class Fixture:
     """One model of the suite: how it is made, what it reads, and how its activations are quantized."""
@@ -113,6 +182,7 @@ class Fixture:
     make: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor]
     activations: Activations
+    recipe: Recipe = RECIPE
 
 
 FIXTURES = {
@@ -122,6 +192,14 @@ FIXTURES = {
     "MLP, dynamic": Fixture(mlp, features, DYNAMIC),
     "embedding, dynamic": Fixture(Words, tokens, DYNAMIC),
     "conv net, float activations": Fixture(ConvNet, images, NONE),
+    "K=16 d=2 G=8, static": Fixture(mlp, features, STATIC, LOCAL),
+    "K=2048, residual and int4, static": Fixture(wide_mlp, features, STATIC, EVERY_FORM),
+    "K=2048, residual and int4, float activations": Fixture(wide_mlp, features, NONE, EVERY_FORM),
+    "local and residual embedding, dynamic": Fixture(Words, tokens, DYNAMIC, LOOKED_UP),
+    "conv1d and conv transpose 1d, static": Fixture(Sound, sounds, STATIC),
+    "conv transpose 2d, float activations": Fixture(Upscaled, images, NONE),
+    "multi-head attention, dynamic": Fixture(Attention, sequences, DYNAMIC),
+    "LSTM, dynamic": Fixture(Recurrent, sequences, DYNAMIC),
 }
 
 # What a lane needs beside its exporter; a ToolchainError says why it can't run here.
@@ -180,7 +258,7 @@ def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
         torch.manual_seed(0)
         inputs = (fixture.inputs(8),)
         calibration = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations is STATIC else []
-        small = compress.compress(fixture.make().eval(), RECIPE, inputs)
+        small = compress.compress(fixture.make().eval(), fixture.recipe, inputs)
         shapes = ({0: torch.export.Dim("batch", min=1, max=32)},)
         save(small, folder / "model.pt", example_inputs=inputs, dynamic_shapes=shapes, calibration=calibration)
         program = load(folder / "model.pt")

@@ -10,7 +10,10 @@ import torch
 
 from qn_deploy.program.exporter import find_exporters
 
-EXACT = ("conv net, static", "residual conv net, static", "linear, static")  # bit for bit the integer reference
+EXACT = (  # bit for bit the integer reference
+    *("conv net, static", "residual conv net, static", "linear, static"),
+    *("K=16 d=2 G=8, static", "K=2048, residual and int4, static"),
+)
 
 
 def verdicts(climb: Any, name: str) -> dict[tuple[int, str], tuple[str, bool | None]]:
@@ -28,9 +31,14 @@ def test_a_lane_climbs_every_rung(climb: Any, lane: str) -> None:
 
 
 def test_every_table_is_in_the_file(climb: Any, lane: str) -> None:
-    tables = sum(entry.kind == "table" for entry in climb.report.manifest.weights.values())
+    tables = sum(entry.is_table for entry in climb.report.manifest.weights.values())
     assert tables >= 1
     assert verdicts(climb, find_exporters()[lane].filename)[1, "exact"][0] == f"{tables} of {tables} tables"
+
+
+def test_a_file_is_little_more_than_its_theory(climb: Any, lane: str) -> None:
+    manifest = climb.report.manifest
+    assert manifest.files[find_exporters()[lane].filename].bytes <= 1.05 * manifest.theoretical_bytes + 24 * 1024
 
 
 def test_tables_compute_what_dense_weights_compute(climb: Any, lane: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
 from qn_deploy.program.capture import capture
 from qn_deploy.program.exporter import Written, find_exporters
 from qn_deploy.program.lower import Activations
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 def random_table(shape: tuple[int, ...], block: int, size: int = 16, books: int = 1, per_row: bool = True, seed: int = 0) -> PQWeight:
     draw = torch.Generator().manual_seed(seed)
-    codes = torch.randint(size, (shape[0], prod(shape[1:]) // block), generator=draw, dtype=torch.uint8)
+    codes = torch.randint(size, (shape[0], prod(shape[1:]) // block), generator=draw).to(codes_dtype(size))
     centroids = torch.randint(-127, 128, (books, size, block), generator=draw, dtype=torch.int8)
     fan_in = prod(shape[1:])
     scale = (torch.rand(shape[0] if per_row else 1, generator=draw) + 0.5) / (64 * fan_in**0.5)

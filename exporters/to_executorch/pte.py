@@ -12,7 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from math import prod
 from typing import Any
+
+import torch
 
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.quiet import quiet
@@ -37,12 +40,15 @@ def named_data(pte: bytes) -> dict[str, bytes]:
 
 
 def constants(pte: bytes) -> list[bytes]:
-    """The constants that the program itself holds, for operators outside of delegates.
+    """The constants that the program itself holds, for operators outside of delegates, each once for each tensor that reads it.
 
     Raises:
         InputError: the bytes are no .pte.
     """
-    return [bytes(buffer.storage) for buffer in _parse(pte).program.constant_buffer]
+    program = _parse(pte).program
+    values = [value.val for plan in program.execution_plan for value in plan.values]
+    tensors = [value for value in values if getattr(value, "data_buffer_idx", 0) and value.allocation_info is None]
+    return [bytes(program.constant_buffer[tensor.data_buffer_idx].storage)[: _nbytes(tensor)] for tensor in tensors]
 
 
 def backends(pte: bytes) -> set[str]:
@@ -122,6 +128,15 @@ def _expands_to(tables: bytes, stock: bytes) -> bool:
         return to_stock(tables) == stock
     except InputError:
         return False
+
+
+def _nbytes(tensor: Any) -> int:
+    """Bytes of a tensor's elements; its storage in the file is padded."""
+    from executorch.exir.tensor import scalar_type_enum
+
+    dtypes = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64, torch.bool)
+    sizes: list[int] = tensor.sizes
+    return prod(sizes) * next(dtype.itemsize for dtype in dtypes if scalar_type_enum(dtype) == tensor.scalar_type)
 
 
 def _parse(pte: bytes) -> Any:

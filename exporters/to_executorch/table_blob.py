@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qn_deploy.compress.packing import pack_halves, unpack_halves
 from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.recipe.methods import MAX_CENTROIDS, code_bits
 
 MAGIC = b"\x89QNTABLE" + sha256(b"qn-deploy table blob").digest()[:8]
-VERSION = 1
-CODE_BITS = 8
-# magic, version, dtype, layout, code bits, three zeros, rows, inner, spatial, block size, codebooks, centroids a codebook
-HEADER = struct.Struct("<16sHBBB3s6I")
+VERSION = 2
+HEADER = struct.Struct("<16sHBBB3s4I")  # magic, version, dtype, layout, tables, three zeros, rows, inner, spatial, block size
+SIZES = struct.Struct("<2I")  # before each table: codebooks, centroids in each
 
 
 class DType(IntEnum):
@@ -38,16 +39,22 @@ class Layout(IntEnum):
     OIS = 0
     OSI = 1
     SIO = 2
+    ISO = 3
 
 
-_AXES = {Layout.OIS: (0, 1, 2), Layout.OSI: (0, 2, 1), Layout.SIO: (2, 1, 0)}
+_AXES = {Layout.OIS: (0, 1, 2), Layout.OSI: (0, 2, 1), Layout.SIO: (2, 1, 0), Layout.ISO: (1, 2, 0)}
 
 
-def stored_layout(shape: tuple[int, ...]) -> Layout:
-    """The layout in which XNNPACK keeps a weight of this shape: Linear as torch does, Conv as OHWI, depthwise as 1HWC."""
+def stored_layouts(shape: tuple[int, ...]) -> tuple[Layout, ...]:
+    """The layouts in which XNNPACK may keep a weight of this shape.
+
+    Linear as torch does, Conv as OHWI, depthwise as 1HWC, and a transposed Conv, whose rows are its input channels, with these last.
+    """
+    if len(shape) == 2:
+        return (Layout.OIS,)
     if prod(shape[2:]) == 1:
-        return Layout.OIS  # one pixel: every layout is the same, and this one expands fastest
-    return Layout.SIO if shape[1] == 1 else Layout.OSI
+        return Layout.OIS, Layout.ISO  # one pixel: the others are the same as the first, which expands fastest
+    return Layout.SIO if shape[1] == 1 else Layout.OSI, Layout.ISO
 
 
 def dense(weight: PQWeight, layout: Layout, dtype: DType) -> bytes:
@@ -65,10 +72,9 @@ def pack(weight: PQWeight, layout: Layout, dtype: DType) -> bytes:
     rows, inner, spatial = _volume(weight.shape)
     if rows >= 1 << 32 or inner * spatial >= 1 << 32:
         raise CompressionError(f"a weight of shape {list(weight.shape)} is too large for a table blob; both sides must stay under 2^32")
-    books, size, block = weight.centroids.shape
-    header = HEADER.pack(MAGIC, VERSION, dtype, layout, CODE_BITS, bytes(3), rows, inner, spatial, block, books, size)
+    header = HEADER.pack(MAGIC, VERSION, dtype, layout, len(weight.tables), bytes(3), rows, inner, spatial, weight.block_size)
     scales = _bytes(weight.scale.expand(rows)) if dtype is DType.FLOAT32 else b""
-    return header + scales + _bytes(weight.centroids) + _bytes(weight.codes)
+    return header + scales + b"".join(_pack_table(table) for table in weight.tables)
 
 
 def is_blob(data: bytes) -> bool:
@@ -95,50 +101,88 @@ def read(blob: bytes) -> PQWeight:
     """
     if len(blob) < HEADER.size or not is_blob(blob):
         raise InputError(f"no table blob: {len(blob)} bytes that start with {blob[:16].hex(' ')}; expected {MAGIC.hex(' ')}")
-    _, version, dtype, layout, code_bits, reserved, *sizes = HEADER.unpack_from(blob)
-    if (version, code_bits, reserved) != (VERSION, CODE_BITS, bytes(3)) or dtype not in set(DType) or layout not in set(Layout):
+    _, version, dtype, layout, count, reserved, rows, inner, spatial, block = HEADER.unpack_from(blob)
+    if version != VERSION or dtype not in set(DType) or layout not in set(Layout) or count not in (1, 2) or reserved != bytes(3):
         raise InputError(
-            f"table blob of version {version}, dtype {dtype}, layout {layout}, {code_bits}-bit codes, reserved {reserved.hex()}; "
-            f"expected version {VERSION}, dtype 1 or 2, layout 0 to 2, 8-bit codes, reserved 000000"
+            f"table blob of version {version}, dtype {dtype}, layout {layout}, {count} tables, reserved {reserved.hex()}; "
+            f"expected version {VERSION}, dtype 1 or 2, layout 0 to 3, 1 or 2 tables, reserved 000000"
         )
-    return _weight(blob, *sizes, scaled=dtype == DType.FLOAT32)
-
-
-def _weight(blob: bytes, rows: int, inner: int, spatial: int, block: int, books: int, size: int, *, scaled: bool) -> PQWeight:
     row = inner * spatial
-    if not (rows and row and block and books and 1 <= size <= 256) or row >= 1 << 32 or row % block or books > row // block:
+    if not (rows and row and block) or row >= 1 << 32 or row % block:
         raise InputError(
-            f"table blob of {rows} rows of {inner} x {spatial} weights, blocks of {block}, {books} codebooks of {size} centroids; "
-            "expected blocks that fill a row of fewer than 2^32 weights, 1 to 256 centroids, no more codebooks than blocks in a row"
+            f"table blob of {rows} rows of {inner} x {spatial} weights, blocks of {block}; "
+            "expected blocks that fill a row of fewer than 2^32 weights"
         )
-    scales, centroids, codes = rows if scaled else 0, books * size * block, rows * (row // block)
-    if len(blob) != HEADER.size + 4 * scales + centroids + codes:
-        raise InputError(
-            f"table blob of {len(blob)} bytes; its header promises {HEADER.size} of its own, {scales} scales of 4, {centroids} bytes of "
-            f"centroids and {codes} codes"
-        )
-    at = HEADER.size + 4 * scales
-    scale = np.frombuffer(blob, "<f4", scales, HEADER.size).astype(np.float32) if scaled else np.ones(1, np.float32)
-    table = np.frombuffer(blob, np.int8, centroids, at).reshape(books, size, block).copy()
-    code = np.frombuffer(blob, np.uint8, codes, at + centroids).reshape(rows, -1).copy()
+    body = _Body(blob, HEADER.size)
+    scale = torch.ones(1)
+    if dtype == DType.FLOAT32:
+        scale = torch.from_numpy(np.frombuffer(body.take(4 * rows, "scales"), "<f4").astype(np.float32))
+    weight: PQWeight | None = None
     try:
-        return PQWeight(torch.from_numpy(code), torch.from_numpy(table), torch.from_numpy(scale), (rows, inner, spatial))
+        for codes, centroids in reversed([_read_table(body, rows, row // block, block) for _ in range(count)]):
+            weight = PQWeight(codes, centroids, scale, (rows, inner, spatial), residual=weight)
     except CompressionError as error:
         raise InputError(f"table blob: {error}") from None
+    assert weight is not None
+    body.end()
+    return weight
+
+
+class _Body:
+    """Takes a blob's arrays one after the other."""
+
+    def __init__(self, blob: bytes, at: int) -> None:
+        self._blob, self._at = blob, at
+
+    def take(self, size: int, what: str) -> bytes:
+        """The next `size` bytes."""
+        begin, self._at = self._at, self._at + size
+        if self._at > len(self._blob):
+            raise InputError(f"table blob of {len(self._blob)} bytes; its header promises {what} up to byte {self._at}")
+        return self._blob[begin : self._at]
+
+    def end(self) -> None:
+        """Checks that nothing is left."""
+        if self._at != len(self._blob):
+            raise InputError(f"table blob of {len(self._blob)} bytes; its header promises {self._at}")
+
+
+def _pack_table(table: PQWeight) -> bytes:
+    books, size, _ = table.centroids.shape
+    codes = pack_halves(table.codes) if code_bits(size) == 4 else table.codes
+    return SIZES.pack(books, size) + _bytes(table.centroids) + _bytes(codes)
+
+
+def _read_table(body: _Body, rows: int, columns: int, block: int) -> tuple[Tensor, Tensor]:
+    """Codes [rows, columns] and centroids [G, K, d]."""
+    books, size = SIZES.unpack(body.take(SIZES.size, "a table"))
+    if not 1 <= size <= MAX_CENTROIDS or not 1 <= books <= columns:
+        raise InputError(
+            f"table blob of {books} codebooks of {size} centroids for {columns} blocks a row; "
+            f"expected 1 to {MAX_CENTROIDS} centroids, no more codebooks than blocks in a row"
+        )
+    centroids = np.frombuffer(body.take(books * size * block, "centroids"), np.int8).reshape(books, size, block).copy()
+    bits = code_bits(size)
+    packed = body.take(-(-rows * columns * bits // 8), "codes")
+    codes = torch.from_numpy(np.frombuffer(packed, "<u2" if bits == 16 else "u1").astype(np.uint16 if bits == 16 else np.uint8))
+    if bits == 4:
+        codes = unpack_halves(codes, rows * columns)
+    return codes.reshape(rows, columns), torch.from_numpy(centroids)
 
 
 def named_blobs(weights: Mapping[str, PQWeight], dtype: DType) -> dict[str, bytes]:
     """Blobs of all weights that become smaller, by the key under which XNNPACK stores the dense constant.
 
-    The key is the SHA-256 of the dense bytes in hex, so weights with equal values share an entry (the smaller blob is kept).
+    The key is the SHA-256 of the dense bytes in hex, so weights with equal values share an entry (the smaller blob is kept). A weight has
+    one for each layout in which XNNPACK may keep it: its keys tell which one it did.
     """
     blobs: dict[str, bytes] = {}
     for weight in weights.values():
-        layout = stored_layout(weight.shape)
-        blob, constant = pack(weight, layout, dtype), dense(weight, layout, dtype)
-        key = sha256(constant).hexdigest()
-        if len(blob) < len(blobs.get(key, constant)):
-            blobs[key] = blob
+        for layout in stored_layouts(weight.shape):
+            blob, constant = pack(weight, layout, dtype), dense(weight, layout, dtype)
+            key = sha256(constant).hexdigest()
+            if len(blob) < len(blobs.get(key, constant)):
+                blobs[key] = blob
     return blobs
 
 

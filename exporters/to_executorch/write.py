@@ -7,37 +7,59 @@ from typing import Any
 
 import torch
 
-from qn_deploy.compress.weights import PQWeight
+from qn_deploy.compress.weights import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.program.exporter import Written
-from qn_deploy.program.lower import Activations, lower
+from qn_deploy.program.insert import INT8_SUFFIX, TRANSPOSED
+from qn_deploy.program.lower import Activations, Lowered, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 
 from .pte import named_data, to_tables
 from .table_blob import DType, named_blobs
 
+_aten = torch.ops.aten
+_RECURRENT = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)
+
 
 def write(program: Program, activations: Activations) -> Written:
     """Writes a program for ExecuTorch with the XNNPACK delegate, every table packed in the delegate's named data.
 
-    XNNPACK takes no int8 weight beside float activations; without activation quantization its weights are float32, and a table
-    expands to scale * centroid.
+    XNNPACK takes no int8 weight beside float activations: without activation quantization, and in a layer that it does not quantize (an
+    LSTM), a weight is float32 there, and its table expands to scale * centroid.
 
     Raises:
-        ExportError: a dynamic dimension has no upper bound, or ExecuTorch can't lower the graph.
+        ExportError: a dynamic dimension has no upper bound, a transposed convolution has groups and a compressed weight, or ExecuTorch
+            can't lower the graph.
     """
     _check_bounds(program)
-    baked = activations is Activations.NONE
-    lowered = lower(program, activations, per_row=True, baked=baked)
+    _check_groups(program)
+    lowered = lower(program, activations, per_row=True, baked=True)
     edge, stock = _lower_to_xnnpack(lowered.exported)
-    tables = {name: weight for name, weight in lowered.weights.items() if isinstance(weight, PQWeight)}
-    blobs = {name: named_blobs({name: weight}, DType.FLOAT32 if baked else DType.INT8) for name, weight in tables.items()}
+    blobs = {name: named_blobs({name: table}, dtype) for name, (table, dtype) in _tables(lowered).items()}
     data = to_tables(stock, {key: blob for entry in blobs.values() for key, blob in entry.items()})
     held = named_data(stock).keys()
-    dense = [name for name, entry in blobs.items() if not entry.keys() & held]
+    dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]
     notes = [f"{name} is stored dense: XNNPACK does not hold it as it is, or its table would be larger" for name in dense]
-    return Written(data, lowered, (*notes, *_portable(edge)))
+    return Written(data, lowered, (*notes, *_recurrent(program), *_portable(edge)))
+
+
+def _tables(lowered: Lowered) -> dict[str, tuple[PQWeight, DType]]:
+    """The weights that the file may hold as tables, by their name in the graph, and what their tables expand to."""
+    tables = {}
+    for name, weight in lowered.weights.items():
+        if name.endswith(INT8_SUFFIX):
+            if isinstance(weight, PQWeight):
+                tables[name] = weight, DType.INT8
+        else:
+            tables[name] = weight if isinstance(weight, PQWeight) else _of_single_values(weight), DType.FLOAT32
+    return tables
+
+
+def _of_single_values(weight: IntWeight) -> PQWeight:
+    """An int8 weight as a table: a byte for each weight, where the float32 constant that it expands to has four."""
+    centroids = torch.arange(-INT8_MAX, INT8_MAX + 1, dtype=torch.int8).reshape(1, -1, 1)
+    return PQWeight((weight.values.to(torch.int16) + INT8_MAX).to(torch.uint8).flatten(1), centroids, weight.scale, weight.shape)
 
 
 def _check_bounds(program: Program) -> None:
@@ -54,6 +76,25 @@ def _check_bounds(program: Program) -> None:
                 f"{', '.join(names) or symbol} has no upper bound, and ExecuTorch plans its memory at export; "
                 'save the model with torch.export.Dim("batch", max=...) in dynamic_shapes, or export with --only onnx'
             )
+
+
+def _check_groups(program: Program) -> None:
+    parameters = program.exported.graph_signature.inputs_to_parameters
+    for node in program.exported.graph.nodes:
+        weight = parameters.get(node.args[1].name) if node.target in TRANSPOSED else None
+        if weight in program.weights and len(node.args) > 6 and node.args[6] != 1:
+            raise ExportError(
+                f"{weight}: ExecuTorch has no int8 kernel for a transposed convolution of {node.args[6]} groups, and keeps its float "
+                "weight in an order that no table has; leave this weight float in the recipe, or export with --only onnx"
+            )
+
+
+def _recurrent(program: Program) -> list[str]:
+    """A remark on each recurrent layer: ExecuTorch has no such operator. (torch.export fixes the length of its sequences.)"""
+    layers = [node for node in program.exported.graph.nodes if node.target in _RECURRENT]
+    return [
+        f"{node.name} is written out step by step, as ExecuTorch has no such operator: the graph grows with the sequence" for node in layers
+    ]
 
 
 def _lower_to_xnnpack(exported: Any) -> tuple[Any, bytes]:

@@ -5,6 +5,7 @@ In this order (see `write.py`):
     unsigned_activations   int8 activation zero points               -> uint8, + 128
     absorb_relu            Relu before a range that starts at zero   -> removed
     pool_globally          ReduceMean over height and width          -> GlobalAveragePool
+    unpair_weights         DequantizeLinear(W) that no int8 op reads -> Mul(Cast(W))
     insert_tables          int8 weight                               -> Reshape(Gather(centroids, Cast(codes)))
     quantize_linear_inputs DequantizeLinear(W) -> MatMul, Gemm       -> DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul
     strip                  stack traces, shapes of inner values, doc strings are removed
@@ -17,13 +18,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from qn_deploy.compress.weights import CompressedWeight, PQWeight
-from qn_deploy.program.lower import INT8_SUFFIX
+from qn_deploy.program.insert import INT8_SUFFIX
 from qn_deploy.quiet import quiet
+
+from .tables import decoded, initializer
 
 _NO_LIMIT = 2**31
 
@@ -88,11 +90,28 @@ def pool_globally(model: ir.Model) -> None:
             _replace(model.graph, node, pool.outputs[0])
 
 
-def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
-    """Stores each table-compressed weight as codes and centroids and decodes it with Cast -> Gather -> Reshape.
+def unpair_weights(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
+    """Dequantizes `weights`, which no operator reads as int8, by Cast and Mul, which onnxruntime computes when it loads.
 
-    onnxruntime folds the chain when the session loads, and every int8 fusion still fires. The codes keep torch's own row order,
-    which needs no Transpose and has the lowest peak while loading.
+    It would keep a DequantizeLinear, run it each time, and make a copy for each reader; several copies do not load on x86, see
+    `insert_tables`. Before a MatMul it would quantize the float input as well (MatMulNBits).
+    """
+    graph = model.graph
+    for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        name = str(_input(node, 0).name)
+        weight = weights.get(name)
+        if weight is not None:
+            columns = weight.scale.reshape(-1, *[1] * (len(weight.shape) - 1)).numpy()
+            cast = ir.node("Cast", [_input(node, 0)], attributes={"to": ir.DataType.FLOAT})
+            product = ir.node("Mul", [cast.outputs[0], initializer(graph, f"{name.removesuffix(INT8_SUFFIX)}/column", columns)])
+            graph.insert_before(node, [cast, product])
+            _replace(graph, node, product.outputs[0])
+
+
+def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
+    """Stores each table-compressed weight as codes and centroids, which `tables.decoded` decodes.
+
+    The codes keep torch's own row order, which needs no Transpose and has the lowest peak while loading.
     """
     graph = model.graph
     for name, weight in weights.items():
@@ -107,7 +126,7 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
             dequantize.replace_input_with(2, initializer(graph, f"{layer}/zero{index or ''}", _array(_input(dequantize, 2))))
         values = graph.initializers[name]
         if isinstance(weight, PQWeight):
-            values = _decoded(graph, layer, weight)
+            values = decoded(graph, layer, weight)
             graph.initializers[name].replace_all_uses_with(values)
             del graph.initializers[name]
         values.name = f"{layer}/int8"
@@ -119,23 +138,6 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
             values = copy.outputs[0]
             values.name = f"{layer.removesuffix('.weight')}_{index}.weight/int8"
             dequantize.replace_input_with(0, values)
-
-
-def _decoded(graph: ir.Graph, layer: str, weight: PQWeight) -> ir.Value:
-    books, size, d = weight.centroids.shape
-    for part in ("codes", "centroids"):  # an embedding that is tied with this layer reads them already: one table, two readers
-        if f"{layer}_{part}" in graph.initializers:
-            graph.initializers[f"{layer}_{part}"].name = f"{layer}/{part}"
-    codes = initializer(graph, f"{layer}/codes", weight.codes.numpy())
-    centroids = initializer(graph, f"{layer}/centroids", weight.centroids.reshape(books * size, d).numpy())
-    chain = [ir.node("Cast", [codes], attributes={"to": ir.DataType.INT32})]
-    if books > 1:
-        offsets = initializer(graph, f"{layer}/offsets", (weight.rows[0] - weight.codes[0].to(torch.int32)).numpy())
-        chain.append(ir.node("Add", [chain[-1].outputs[0], offsets]))
-    chain.append(ir.node("Gather", [centroids, chain[-1].outputs[0]]))
-    chain.append(ir.node("Reshape", [chain[-1].outputs[0], _shape(graph, layer, weight)]))
-    graph.insert_before(graph[0], chain)
-    return chain[-1].outputs[0]
 
 
 def _shape(graph: ir.Graph, layer: str, weight: CompressedWeight) -> ir.Value:
@@ -187,11 +189,15 @@ def strip(model: ir.Model) -> None:
     """
     graph = model.graph
     outputs = set(graph.outputs)
-    layers = {value: node for node in graph if node.op_type == "DequantizeLinear" for value in node.outputs}
+    layers = {
+        node.outputs[0]: str(source.name).rpartition("/")[0].removesuffix(".weight")
+        for node in graph
+        for source in node.inputs
+        if source is not None and (node.op_type, str(source.name).rpartition("/")[2]) in (("DequantizeLinear", "int8"), ("Mul", "column"))
+    }
     taken: Counter[str] = Counter()
     for node in graph:
-        weights = [str(_input(layers[value], 0).name) for value in node.inputs if value in layers]
-        name = next((name.removesuffix(".weight/int8") for name in weights if name.endswith("/int8")), "")
+        name = next((layers[value] for value in node.inputs if value in layers), "")
         taken[name] += 1
         node.name = f"{name}_{taken[name]}" if name and taken[name] > 1 else name  # onnxruntime refuses two nodes of one name
         node.metadata_props.clear()
@@ -208,15 +214,6 @@ def strip(model: ir.Model) -> None:
             value.name = f"#{index}"
     model.metadata_props.clear()
     graph.metadata_props.clear()
-
-
-def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """The initializer `name` of a graph, made from `array` unless it is there already."""
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
-        kind = ir.TensorType(tensor.dtype)
-        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
-    return graph.initializers[name]
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,12 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
+from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 
 from qn_deploy.errors import ExportError
 from qn_deploy.program.program import Batch
 
-CODES_SUFFIX = "/codes"  # as passes.insert_tables names them
+DECODED_SUFFIX = "/int8"  # as passes.insert_tables names each weight
 
 
 def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True, threads: int = 1) -> tuple[Batch, ...]:
@@ -54,7 +56,7 @@ def dense(data: bytes) -> bytes:
     model = onnx.load_model_from_string(data)
     graph = model.graph
     for table in _tables(model):
-        graph.initializer.append(numpy_helper.from_array(table.values, table.nodes[-1].output[0]))
+        graph.initializer.append(numpy_helper.from_array(table.values, table.name))
         for node in table.nodes:
             graph.node.remove(node)
     used = {name for node in graph.node for name in node.input}
@@ -66,38 +68,38 @@ def dense(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class _Table:
-    nodes: list[onnx.NodeProto]  # Cast, [Add,] Gather, Reshape
+    name: str  # of the decoded weight
+    nodes: list[onnx.NodeProto]  # that decode it
     values: np.ndarray  # int8, of the weight's shape
 
 
 def _tables(model: onnx.ModelProto) -> list[_Table]:
-    """Follows each codes initializer to the weight that it becomes, evaluating Cast, Add, Gather and Reshape as ONNX defines them."""
+    """The weights that nodes decode, each evaluated as ONNX defines these nodes."""
     constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    makers = {name: node for node in model.graph.node for name in node.output}
     found = []
-    for codes in [name for name in constants if name.endswith(CODES_SUFFIX)]:
-        name, values = codes, constants[codes]
-        nodes: list[onnx.NodeProto] = []
-        while not nodes or nodes[-1].op_type != "Reshape":
-            # An embedding that is tied with the layer gathers rows of the same codes; the chain that decodes all of them casts first.
-            kinds = ("Add", "Gather", "Reshape") if nodes else ("Cast",)
-            found_readers = readers.get(name, [])
-            node = next((reader for reader in found_readers if reader.op_type in kinds), None)
-            if node is None:
-                said = ", ".join(reader.op_type for reader in found_readers) or "nothing"
-                raise ExportError(f"{codes} is read by {said}, which decodes no table; the file was changed")
-            if node.op_type == "Cast":
-                values = values.astype(np.int32)
-            elif node.op_type == "Add":
-                values = values + constants[node.input[1]]
-            elif node.op_type == "Gather":
-                values = constants[node.input[0]][values]
-            else:
-                values = values.reshape(constants[node.input[1]])
-            nodes.append(node)
-            name = node.output[0]
-        found.append(_Table(nodes, values))
+    for name, last in makers.items():
+        if name.endswith(DECODED_SUFFIX) and not last.input[0].endswith(DECODED_SUFFIX):  # else a copy for another reader of it
+            nodes: list[onnx.NodeProto] = []
+            found.append(_Table(name, nodes, _evaluate(name, constants, makers, nodes)))
     return found
+
+
+def _evaluate(name: str, constants: dict[str, np.ndarray], makers: dict[str, onnx.NodeProto], nodes: list[onnx.NodeProto]) -> np.ndarray:
+    if name in constants:
+        return constants[name]
+    node = makers.get(name)
+    if node is None or node.op_type not in _OPERATORS:
+        raise ExportError(f"{name} comes from {node.op_type if node else 'no constant'}, which decodes no table; the file was changed")
+    inputs = [_evaluate(source, constants, makers, nodes) for source in node.input]
+    nodes.append(node)
+    return _OPERATORS[node.op_type](*inputs, **{entry.name: get_attribute_value(entry) for entry in node.attribute})
+
+
+_OPERATORS: dict[str, Callable[..., np.ndarray]] = {
+    "Cast": lambda values, to: values.astype(tensor_dtype_to_np_dtype(to)),
+    "Add": np.add,
+    "Clip": np.clip,
+    "Gather": lambda data, indices: data[indices],
+    "Reshape": np.reshape,
+}

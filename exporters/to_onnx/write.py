@@ -7,15 +7,18 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
+from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.program.exporter import Written
-from qn_deploy.program.lower import Activations, Lowered, input_names, lower
+from qn_deploy.program.lower import LAYERS, Activations, Lowered, input_names, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 
 from . import passes
+from .tables import has_uint4
 
 OPSET = 18
+OPSET_OF_UINT4 = 21
 
 
 def write(program: Program, activations: Activations) -> Written:
@@ -33,6 +36,7 @@ def write(program: Program, activations: Activations) -> Written:
     passes.unsigned_activations(model, lowered.weights)
     passes.absorb_relu(model)
     passes.pool_globally(model)
+    passes.unpair_weights(model, _float_readers(lowered, activations))
     passes.insert_tables(model, lowered.weights)
     if activations is Activations.DYNAMIC:
         passes.quantize_linear_inputs(model)
@@ -51,7 +55,17 @@ def write(program: Program, activations: Activations) -> Written:
     return Written(data, lowered)
 
 
+def _float_readers(lowered: Lowered, activations: Activations) -> dict[str, CompressedWeight]:
+    """The weights beside float activations: those of recurrent layers, and all of them if no activation is quantized."""
+    names = lowered.exported.graph_signature.inputs_to_buffers
+    layers = [node for node in lowered.exported.graph.nodes if node.target in LAYERS and activations is not Activations.NONE]
+    int8 = {names.get(source.name) for node in layers for source in node.args[1].args[:1]}
+    return {name: weight for name, weight in lowered.weights.items() if name not in int8}
+
+
 def _to_onnx(lowered: Lowered, program: Program) -> ir.Model:
+    packed = any(isinstance(weight, PQWeight) and has_uint4(weight) for weight in lowered.weights.values())
+    opset = OPSET_OF_UINT4 if packed else OPSET
     outputs = len(program.golden.outputs)
     output_names = ["output"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
     try:
@@ -61,7 +75,7 @@ def _to_onnx(lowered: Lowered, program: Program) -> ir.Model:
                 dynamo=True,
                 verbose=False,
                 optimize=False,  # its constant folding would expand small tables
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=input_names(lowered.exported),
                 output_names=output_names,
             )

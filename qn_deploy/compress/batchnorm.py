@@ -9,11 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qn_deploy.errors import CompressionError
 
-_CONV, _LINEAR, _NORM = torch.ops.aten.conv2d.default, torch.ops.aten.linear.default, torch.ops.aten.batch_norm.default
+_aten = torch.ops.aten
+_LINEAR, _NORM = _aten.linear.default, _aten.batch_norm.default
+_CONVS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv_transpose1d.default, _aten.conv_transpose2d.input)
+_Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
 def fold_batchnorm(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[str]:
-    """Folds each BatchNorm that directly follows a Conv2d or Linear into its weight and bias, in place, and leaves an Identity.
+    """Folds each BatchNorm that directly follows a convolution or Linear into its weight and bias, in place, and leaves an Identity.
 
     The pairs are read off the graph that `torch.export` captures, so only a BatchNorm that is the one reader of a layer called once is
     folded. One with batch statistics, with a forward of its own, or after a layer with shared weights stays as it is.
@@ -34,7 +37,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list
     for layer_name, norm_name in _pairs(model, example_inputs):
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
         if (
-            isinstance(layer, nn.Conv2d | nn.Linear)
+            isinstance(layer, _Layer)
             and isinstance(norm, _BatchNorm)
             and type(norm).forward is _BatchNorm.forward  # a subclass may do more than normalise
         ):
@@ -68,7 +71,7 @@ def _pairs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[tuple[s
             continue
         layer = norm.args[0]
         # After a Linear, features must be dimension 1, where BatchNorm looks for them.
-        if layer.target is _CONV or (layer.target is _LINEAR and layer.meta["val"].ndim == 2):
+        if layer.target in _CONVS or (layer.target is _LINEAR and layer.meta["val"].ndim == 2):
             names = owner(layer.args[1]), owner(norm.args[3])
             if len(layer.users) == 1 and names[0] is not None and names[1] is not None:
                 pairs.append((names[0], names[1]))
@@ -76,9 +79,13 @@ def _pairs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[tuple[s
 
 
 @torch.no_grad()
-def _fold(layer: nn.Conv2d | nn.Linear, norm: _BatchNorm) -> None:
+def _fold(layer: _Layer, norm: _BatchNorm) -> None:
     assert norm.running_mean is not None and norm.running_var is not None  # the graph reads them
     factor = torch.rsqrt(norm.running_var + norm.eps) * (1.0 if norm.weight is None else norm.weight)  # [out]
     bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
-    layer.weight.mul_(factor.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):  # [in, out/groups, ...], the groups one after the other along in
+        weight = layer.weight.view(layer.groups, -1, *layer.weight.shape[1:])
+        weight.mul_(factor.reshape(layer.groups, 1, -1, *[1] * (weight.ndim - 3)))
+    else:
+        layer.weight.mul_(factor.reshape(-1, *[1] * (layer.weight.ndim - 1)))
     layer.bias = nn.Parameter(bias * factor + (0.0 if norm.bias is None else norm.bias))

@@ -2,11 +2,19 @@
 
 The manifest lists every tensor of the graph with the name that it is stored under: tied tensors share one, and the baked values of a
 compressed weight aren't stored at all, they are decoded again from its table.
+
+tables.safetensors holds for a weight W, besides float32 W.scale [out] or [1]:
+    table   W.centroids int8 [G, K, d]; W.codes uint8 or uint16 [out, B], or uint8 [ceil(out*B/2)] where two codes of 4 bits share a byte;
+            W.residual_centroids and W.residual_codes alike, if its entry in the manifest says "residual"
+    int8    W.values int8, of the weight's shape
+    int4    W.values uint8 [ceil(n/2)], two values in two's complement a byte
+Version 1 of the format, which is read as well, knew no int4 and no residual, and gave each code a byte.
 """
 
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from qn_deploy.compress.packing import pack_halves, unpack_halves
 from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.files import read_bytes, write_atomic
@@ -23,8 +32,10 @@ from qn_deploy.program.container import pack, unpack
 from qn_deploy.program.graph_json import dump_graph, first_line, load_graph
 from qn_deploy.program.program import Batch, Golden, Program
 from qn_deploy.recipe import Recipe
+from qn_deploy.recipe.methods import code_bits
 
 Tensors = dict[str, Tensor]
+_PREFIXES = ("", "residual_")  # of the names of the first and second table of a weight
 
 
 def write_program(program: Program, path: str | Path) -> None:
@@ -63,16 +74,18 @@ def program_to_bytes(program: Program) -> bytes:
     for name, weight in weights.items():
         if name not in tensors or not torch.equal(tensors[name], weight.dequantize()):
             raise InputError(f"{name} has a compressed form, but the graph has no such tensor with these values; bake the weights first")
-    stored = _stored_names(tensors, weights)
+    owners: dict[int, str] = {}
+    owner = {name: owners.setdefault(id(weight), name) for name, weight in weights.items()}  # tied weights have one table
+    stored = _stored_names(tensors, owner)
     manifest: dict[str, Any] = {
         "torch": torch.__version__.partition("+")[0],
         "inputs": [str(name) for name in exported.graph_signature.user_inputs],
         "recipe": None if program.recipe is None else json.loads(program.recipe.to_json()),
         "left": program.left,
-        "weights": {name: _weight_entry(weight) for name, weight in weights.items()},
+        "weights": {name: _weight_entry(name, owner[name], weight) for name, weight in weights.items()},
         "tensors": [_tensor_entry(name, tensor, stored[name], exported) for name, tensor in tensors.items()],
     }
-    tables = {key: tensor for name, weight in weights.items() for key, tensor in _table(name, weight).items()}
+    tables = {key: tensor for name in owners.values() for key, tensor in _table(name, weights[name]).items()}
     plain = {name: tensor for name, tensor in tensors.items() if stored[name] == name and name not in weights}
     members = {
         "graph.json": dump_graph(exported),
@@ -93,7 +106,8 @@ def program_from_bytes(data: bytes) -> Program:
     """
     manifest, members = unpack(data)
     tables = _load(members["tables.safetensors"])
-    weights = {name: _load_weight(name, entry, tables) for name, entry in manifest["weights"].items()}
+    owned = {name: _load_weight(name, entry, tables) for name, entry in manifest["weights"].items() if entry["kind"] != "tied"}
+    weights = {name: owned[entry.get("to", name)] for name, entry in manifest["weights"].items()}
     plain = _load(members["weights.safetensors"])
     state_dict, constants = _load_tensors(manifest["tensors"], plain, weights)
     if tables or plain:
@@ -123,14 +137,14 @@ def _tensors(exported: ExportedProgram) -> Tensors:
     return tensors
 
 
-def _stored_names(tensors: Tensors, weights: dict[str, CompressedWeight]) -> dict[str, str]:
+def _stored_names(tensors: Tensors, owner: dict[str, str]) -> dict[str, str]:
     """For each tensor the name that its values are stored under: tied tensors have one, a compressed one if there is."""
     first: dict[object, str] = {}
     stored = {}
-    for name in sorted(tensors, key=lambda name: name not in weights):
+    for name in sorted(tensors, key=lambda name: name not in owner):
         tensor = tensors[name]
         view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
-        stored[name] = name if name in weights else first.get(view, name)
+        stored[name] = owner[name] if name in owner else first.get(view, name)
         first.setdefault(view, name)
     return stored
 
@@ -168,23 +182,42 @@ def _load_tensors(entries: list[dict[str, Any]], plain: Tensors, weights: dict[s
     return state_dict, constants
 
 
-def _weight_entry(weight: CompressedWeight) -> dict[str, Any]:
-    return {"kind": "table" if isinstance(weight, PQWeight) else "int8", "shape": list(weight.shape)}
+def _weight_entry(name: str, owner: str, weight: CompressedWeight) -> dict[str, Any]:
+    if name != owner:
+        return {"kind": "tied", "to": owner}
+    if isinstance(weight, IntWeight):
+        return {"kind": f"int{weight.bits}", "shape": list(weight.shape)}
+    return {"kind": "table", "shape": list(weight.shape), **({"residual": True} if weight.residual else {})}
 
 
 def _table(name: str, weight: CompressedWeight) -> Tensors:
-    if isinstance(weight, PQWeight):
-        return {f"{name}.codes": weight.codes, f"{name}.centroids": weight.centroids, f"{name}.scale": weight.scale}
-    return {f"{name}.values": weight.values, f"{name}.scale": weight.scale}
+    if isinstance(weight, IntWeight):
+        return {f"{name}.values": pack_halves(weight.values) if weight.bits == 4 else weight.values, f"{name}.scale": weight.scale}
+    parts = {f"{name}.scale": weight.scale}
+    for prefix, table in zip(_PREFIXES, weight.tables, strict=False):
+        packed = code_bits(table.centroids.shape[1]) == 4
+        parts[f"{name}.{prefix}codes"] = pack_halves(table.codes) if packed else table.codes
+        parts[f"{name}.{prefix}centroids"] = table.centroids
+    return parts
 
 
 def _load_weight(name: str, entry: dict[str, Any], tables: Tensors) -> CompressedWeight:
-    scale = tables.pop(f"{name}.scale")
+    scale, shape = tables.pop(f"{name}.scale"), tuple(entry["shape"])
     if entry["kind"] == "table":
-        return PQWeight(tables.pop(f"{name}.codes"), tables.pop(f"{name}.centroids"), scale, tuple(entry["shape"]))
+        weight: PQWeight | None = None
+        for prefix in reversed(_PREFIXES[: 2 if entry.get("residual") else 1]):
+            codes, centroids = tables.pop(f"{name}.{prefix}codes"), tables.pop(f"{name}.{prefix}centroids")
+            if codes.ndim == 1:
+                codes = unpack_halves(codes, prod(shape) // centroids.shape[2]).reshape(shape[0], -1)
+            weight = PQWeight(codes, centroids, scale, shape, residual=weight)
+        assert weight is not None
+        return weight
     if entry["kind"] == "int8":
         return IntWeight(tables.pop(f"{name}.values"), scale)
-    raise InputError(f"{name} has a compressed form of kind {entry['kind']!r}; expected table or int8")
+    if entry["kind"] == "int4":
+        halves = unpack_halves(tables.pop(f"{name}.values"), prod(shape)).to(torch.int8)
+        return IntWeight(((halves ^ 8) - 8).reshape(shape), scale, bits=4)
+    raise InputError(f"{name} has a compressed form of kind {entry['kind']!r}; expected table, int8 or int4")
 
 
 def _order(tensor: Tensor) -> list[int]:

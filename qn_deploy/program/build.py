@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
+from qn_deploy.compress.packing import as_table, code_rows
+from qn_deploy.compress.weights import CompressedWeight, IntWeight
 from qn_deploy.errors import InputError
 from qn_deploy.files import make_folder, write_atomic
 from qn_deploy.program.exporter import Exporter, Written, find_exporters
@@ -148,11 +149,13 @@ def describe(program: Program) -> dict[str, WeightEntry]:
 
 def _weight_entry(weight: CompressedWeight) -> WeightEntry:
     digest = _digest(weight.int8())
-    if isinstance(weight, PQWeight):
-        books, size, d = weight.centroids.shape
-        parts = (_digest(weight.codes), _digest(weight.centroids))
-        return WeightEntry("table", weight.shape, weight.nbytes, digest, parts, d, books, size)
-    return WeightEntry("int8", weight.shape, weight.nbytes, digest)
+    table = as_table(weight)
+    parts = () if table is None else tuple(_digest(part) for each in table.tables for part in (code_rows(each), each.centroids))
+    if isinstance(weight, IntWeight):
+        return WeightEntry(f"int{weight.bits}", weight.shape, weight.nbytes, digest, parts)
+    books, size, d = weight.centroids.shape
+    residual = weight.residual.centroids.shape[1] if weight.residual else 0
+    return WeightEntry("table", weight.shape, weight.nbytes, digest, parts, d, books, size, residual)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,7 +48,8 @@ def capture(
     plain = copy.deepcopy(model).eval()
     bake(plain)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*_flat_weights")  # an LSTM's list of its own parameters, not a state
             exported = torch.export.export(plain, example_inputs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch.export raises many classes; every one of them means that this model can't be captured
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -21,7 +21,7 @@ from typing import Any
 from qn_deploy.errors import InputError
 
 FORMAT = "qn-deploy"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 REQUIRED = ("graph.json", "weights.safetensors", "tables.safetensors", "golden.safetensors")
 OPTIONAL = ("calibration.safetensors",)

@@ -26,7 +26,7 @@ from qn_deploy.program.rules import Grid, Rules, add_in_fixed_point, add_in_floa
 
 _decomposed = torch.ops.quantized_decomposed
 _aten = torch.ops.aten
-_MATMULS = (_aten.conv2d.default, _aten.linear.default)
+_MATMULS = (_aten.conv1d.default, _aten.conv2d.default, _aten.linear.default)
 _RELUS = (_aten.relu.default, _aten.relu_.default)
 _ADDS = (_aten.add.Tensor, _aten.add_.Tensor)
 
@@ -131,7 +131,7 @@ def _are_alike(*args: Any) -> bool:
 def _accumulate(target: Any, x: Quantized, weight: Quantized, bias: Tensor | None = None, *rest: Any) -> Accumulator:
     # float64 holds every sum of int8 products exactly, and has a fast convolution.
     sums = target(x.steps.double() - x.zero, weight.steps.double(), None, *rest).round().long()
-    channels = (-1, 1, 1) if target is _aten.conv2d.default else (-1,)
+    channels = (-1,) if target is _aten.linear.default else (-1, *[1] * (weight.steps.ndim - 2))
     scale = x.scale * weight.scale
     if bias is not None:
         sums = sums + (bias / scale).round().long().reshape(channels)
@@ -182,7 +182,8 @@ _EXACT = {
 
 def inexact_operators(exported: ExportedProgram) -> list[str]:
     """Operators of a lowered static program that the reference computes by no runtime's rule, in the graph's order."""
-    nodes = [node for node in exported.graph.nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)]
+    computed = [node for node in exported.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
+    nodes = [node for node in computed if isinstance(node.meta.get("val"), Tensor | tuple)]  # a tuple: the outputs of an LSTM
     return [node.name for node in nodes if node.target not in _EXACT and not _is_exact_mean(node) and not _is_exact_add(node)]
 
 

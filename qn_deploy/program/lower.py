@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from qn_deploy.compress.weights import INT8_MAX, CompressedWeight, PQWeight
+from qn_deploy.compress.packing import as_table
+from qn_deploy.compress.weights import CompressedWeight
 from qn_deploy.errors import ExportError, InputError
+from qn_deploy.program.insert import TRANSPOSED, buffer, insert_weights
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.settle import settle_additions
 from qn_deploy.quiet import quiet
@@ -32,7 +33,7 @@ from qn_deploy.quiet import quiet
 aten = torch.ops.aten
 LINEAR = aten.linear.default
 CONVOLUTIONS = (aten.conv2d.default, aten.conv1d.default, aten.convolution.default, aten.conv2d.padding, aten.conv1d.padding)
-INT8_SUFFIX = "_int8"  # "conv.weight" is stored as the buffer "conv.weight_int8"
+LAYERS = (LINEAR, *CONVOLUTIONS, *TRANSPOSED)  # what runtimes compute with int8 weights
 
 
 class Activations(str, Enum):
@@ -49,7 +50,8 @@ class Lowered:
 
     Attributes:
         exported: aten and quantized_decomposed operators; the weight W of the Program is the int8 buffer W + "_int8".
-        weights: the compressed form of each such buffer (with `baked`: of each such parameter), by its name in `exported`.
+        weights: the compressed form of each such buffer, and of each parameter that stayed float, by its name in `exported`; 4-bit values
+            are tables there.
         activations: how its activations are quantized.
     """
 
@@ -73,7 +75,7 @@ def choose_activations(program: Program, asked: Activations | None) -> Activatio
     chosen = asked or (Activations.STATIC if program.calibration else Activations.DYNAMIC)
     if chosen is Activations.STATIC and not program.calibration:
         raise InputError("static int8 activations need calibration data: give --calibrate data.npz, or calibration= to qn_deploy.save")
-    convolutions = [node.name for node in program.exported.graph.nodes if node.target in CONVOLUTIONS]
+    convolutions = [node.name for node in program.exported.graph.nodes if node.target in (*CONVOLUTIONS, *TRANSPOSED)]
     if chosen is Activations.DYNAMIC and convolutions:
         reason = "model.pt holds none" if not program.calibration else "there are no dynamic ones"
         raise InputError(
@@ -91,8 +93,8 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
         program: it is not changed.
         activations: how activations are quantized.
         per_row: dynamic ranges are taken of each row (XNNPACK) instead of the whole tensor (onnxruntime).
-        baked: float constants with the dequantized values stay where int8 weights would stand (for runtimes that have no kernel for
-            int8 weights with float activations); embeddings are lookups all the same.
+        baked: where the activations beside it are float, a weight stays a float constant of the dequantized values (for runtimes that
+            have no kernel for int8 weights with float activations); embeddings are lookups all the same.
 
     Raises:
         ExportError: static, and a BatchNorm that should have been folded before compressing follows a compressed weight.
@@ -101,7 +103,8 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
     if activations is Activations.STATIC:
         graph_module = _calibrate(graph_module, program)
         _separate_biases(graph_module)
-    weights = _insert_weights(graph_module, program, baked)
+    forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
+    weights = insert_weights(graph_module, forms, lambda layer: not baked or _takes_int8(layer, activations))
     if activations is Activations.STATIC:
         _snap_biases(graph_module, weights)
     if activations is Activations.DYNAMIC:
@@ -165,7 +168,7 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
                 if node.target is aten.adaptive_avg_pool2d.default:
                     # A range of its own, smaller than its input's. Sharing it, as PT2E would, a mean of n values is a tie once in n times.
                     annotation.output_qspec = config.output_activation
-                if node.target in (LINEAR, *CONVOLUTIONS) and node.args[1].target not in program.weights:
+                if node.target in LAYERS and node.args[1].target not in program.weights:
                     del node.meta["quantization_annotation"]  # a float weight makes a float layer
             return model
 
@@ -190,14 +193,14 @@ def _separate_biases(graph_module: GraphModule) -> None:
     """Gives each call of a layer a bias of its own: ExecuTorch quantizes a bias once, by the input scale of the first call."""
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
-        bias = node.args[2] if node.target in (LINEAR, *CONVOLUTIONS) and len(node.args) > 2 else None
+        bias = node.args[2] if node.target in LAYERS and len(node.args) > 2 else None
         if bias is None or bias.op != "get_attr":
             continue
         name = str(bias.target)
         if calls[name]:
             value = operator.attrgetter(name)(graph_module).detach().clone()
             with graph_module.graph.inserting_before(node):
-                node.replace_input_with(bias, _buffer(graph_module, f"{name}_{calls[name]}", value))
+                node.replace_input_with(bias, buffer(graph_module, f"{name}_{calls[name]}", value))
         calls[name] += 1
 
 
@@ -206,82 +209,27 @@ def _snap_biases(graph_module: GraphModule, weights: dict[str, CompressedWeight]
 
     Runtimes round it there, one by division and one by multiplication with the reciprocal, and do not always meet.
     """
-    decomposed = torch.ops.quantized_decomposed
     for node in graph_module.graph.nodes:
-        if node.target not in (LINEAR, *CONVOLUTIONS) or len(node.args) < 3 or getattr(node.args[2], "op", None) != "get_attr":
+        if node.target not in LAYERS or len(node.args) < 3 or getattr(node.args[2], "op", None) != "get_attr":
             continue
         x, weight, bias = node.args[:3]
-        if x.target is decomposed.dequantize_per_tensor.default and weight.target is decomposed.dequantize_per_channel.default:
-            scale = torch.tensor(x.args[1], dtype=torch.float32) * weights[str(weight.args[0].target)].scale
+        values = weight.args[0].target if weight.args else None  # a float weight comes from nowhere
+        if _is_quantized(x) and values in weights:
+            scale = torch.tensor(x.args[1], dtype=torch.float32) * weights[values].scale
             value = operator.attrgetter(bias.target)(graph_module).detach()
             with graph_module.graph.inserting_before(node):
-                node.replace_input_with(bias, _buffer(graph_module, f"{bias.target}_snapped", (value / scale).round() * scale))
+                node.replace_input_with(bias, buffer(graph_module, f"{bias.target}_snapped", (value / scale).round() * scale))
 
 
-def _insert_weights(graph_module: GraphModule, program: Program, baked: bool) -> dict[str, CompressedWeight]:
-    """Replaces each compressed float weight by its int8 buffer and a dequantize node, or by table lookups under an embedding."""
-    stored: dict[str, CompressedWeight] = {}
-    for node in [node for node in graph_module.graph.nodes if node.op == "get_attr"]:
-        weight = program.weights.get(str(node.target))
-        if weight is None:
-            continue
-        for user in list(node.users):
-            if user.target is aten.embedding.default:
-                _look_up(graph_module, user, str(node.target), weight)
-        if node.users and baked:
-            stored[str(node.target)] = weight
-        elif node.users:
-            name = f"{node.target}{INT8_SUFFIX}"
-            stored[name] = weight
-            # A layer that is called twice gets two dequantize nodes with a zero point each: onnxruntime names the bias that it
-            # quantizes for a layer after the zero point, and refuses to load a second one of the same name.
-            for index, user in enumerate(list(node.users)):
-                with graph_module.graph.inserting_before(user):
-                    user.replace_input_with(node, _dequantize(graph_module, name, weight, index))
-        if not node.users:
-            graph_module.graph.erase_node(node)
-    graph_module.delete_all_unused_submodules()
-    return stored
+def _takes_int8(layer: Node, activations: Activations) -> bool:
+    """True if the activations beside the layer's weight are int8, or will be."""
+    if activations is Activations.DYNAMIC:
+        return layer.target is LINEAR
+    return layer.target in LAYERS and _is_quantized(layer.args[0])
 
 
-def _dequantize(graph_module: GraphModule, name: str, weight: CompressedWeight, reader: int) -> Node:
-    out = weight.shape[0]
-    values = _buffer(graph_module, name, weight.int8())
-    scale = _buffer(graph_module, f"{name}_scale", weight.scale.expand(out).contiguous())
-    zero = _buffer(graph_module, f"{name}_zero_point{reader or ''}", torch.zeros(out, dtype=torch.int64))
-    operand = torch.ops.quantized_decomposed.dequantize_per_channel.default
-    return graph_module.graph.call_function(operand, (values, scale, zero, 0, -INT8_MAX, INT8_MAX, torch.int8))
-
-
-def _look_up(graph_module: GraphModule, embedding: Node, name: str, weight: CompressedWeight) -> None:
-    """embedding(weight, ids) -> rows of int8 values * scale, from a table by its codes: nothing is ever expanded."""
-    graph, ids = graph_module.graph, embedding.args[1]
-    call = graph.call_function
-    with graph.inserting_before(embedding):
-        if isinstance(weight, PQWeight):
-            values = _look_up_table(graph_module, ids, name, weight)
-        else:
-            values = call(aten.embedding.default, (_buffer(graph_module, f"{name}{INT8_SUFFIX}", weight.int8()), ids))
-        floats = call(aten._to_copy.default, (values,), {"dtype": torch.float32})
-        if weight.scale.numel() > 1:
-            scale = call(aten.embedding.default, (_buffer(graph_module, f"{name}_row_scale", weight.scale[:, None]), ids))
-        else:
-            scale = _buffer(graph_module, f"{name}_scale", weight.scale)
-        embedding.replace_all_uses_with(call(aten.mul.Tensor, (floats, scale)))
-    graph.erase_node(embedding)
-
-
-def _look_up_table(graph_module: GraphModule, ids: Any, name: str, weight: PQWeight) -> Node:
-    """int8 [..., D]: the blocks that the codes of the rows `ids` point to, side by side."""
-    call = graph_module.graph.call_function
-    books, size, d = weight.centroids.shape
-    codes = call(aten.embedding.default, (_buffer(graph_module, f"{name}_codes", weight.codes), ids))
-    rows = call(aten._to_copy.default, (codes,), {"dtype": torch.int64})
-    if books > 1:
-        offsets = weight.rows[0] - weight.codes[0].to(torch.int32)
-        rows = call(aten.add.Tensor, (rows, _buffer(graph_module, f"{name}_offsets", offsets.long())))
-    centroids = _buffer(graph_module, f"{name}_centroids", weight.centroids.reshape(books * size, d))
-    return call(aten.flatten.using_ints, (call(aten.embedding.default, (centroids, rows)), -2, -1))
+def _is_quantized(value: Any) -> bool:
+    return getattr(value, "target", None) is torch.ops.quantized_decomposed.dequantize_per_tensor.default
 
 
 def _quantize_linear_inputs(graph_module: GraphModule, weights: dict[str, CompressedWeight], per_row: bool) -> None:
@@ -305,11 +253,3 @@ def _quantize_linear_inputs(graph_module: GraphModule, weights: dict[str, Compre
             output_type = (torch.float32,) if per_row else ()
             dequantized = graph.call_function(dequantize, (quantized, scale, zero, low, high, kind, *output_type))
         node.args = (dequantized, *node.args[1:])
-
-
-def _buffer(graph_module: GraphModule, name: str, value: Tensor) -> Node:
-    path, _, leaf = name.rpartition(".")
-    owner = graph_module.get_submodule(path)
-    if not hasattr(owner, leaf):
-        owner.register_buffer(leaf, value)
-    return graph_module.graph.get_attr(name)

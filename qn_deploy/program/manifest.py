@@ -39,11 +39,12 @@ class WeightEntry:
     """A compressed weight.
 
     Attributes:
-        kind: table or int8.
+        kind: table, int8 or int4.
         shape: the weight's own shape.
         bytes: what a file needs for it.
         sha256: of its int8 values, row-major.
-        parts: sha256 of the codes and of the centroids, as an embedding holds them, which is looked up and never expanded.
+        parts: sha256 of the codes and of the centroids of each table, as an embedding holds them, which is looked up and never expanded.
+        residual: centroids of each codebook of the second table, 0 if there is none.
     """
 
     kind: str
@@ -54,6 +55,12 @@ class WeightEntry:
     block_size: int | None = None
     codebooks: int | None = None
     centroids: int | None = None
+    residual: int = 0
+
+    @property
+    def is_table(self) -> bool:
+        """True if files hold it as codes and centroids: 4 bits are codes into the fifteen values that they stand for."""
+        return self.kind != "int8"
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _check_file(
 
 
 def _check_weights(manifest: Manifest, name: str, found: set[str]) -> Check:
-    tables = {weight: entry for weight, entry in manifest.weights.items() if entry.kind == "table"}
+    tables = {weight: entry for weight, entry in manifest.weights.items() if entry.is_table}
     wrong = sorted(weight for weight, entry in tables.items() if entry.sha256 not in found and not found.issuperset(entry.parts))
     verdict = f"{len(tables) - len(wrong)} of {len(tables)} tables" + (f"; wrong: {', '.join(wrong)}" if wrong else "")
     return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong)

@@ -101,6 +101,20 @@ def test_convolutions(layer: nn.Module, affine: bool) -> None:
     assert isinstance(model[0].bias, nn.Parameter)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 8, 3, groups=2),
+        nn.ConvTranspose1d(4, 8, 3, bias=False),
+        nn.ConvTranspose2d(4, 8, 3, groups=2),
+    ],
+)
+def test_other_convolutions(layer: nn.Module) -> None:
+    two = isinstance(layer, nn.ConvTranspose2d)
+    norm = nn.BatchNorm2d(8) if two else nn.BatchNorm1d(8)
+    assert folded(nn.Sequential(copy.deepcopy(layer), norm), IMAGES if two else IMAGES[..., 0]) == ["1"]
+
+
 def test_linear_with_features_in_dimension_1() -> None:
     assert folded(nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5)), torch.randn(3, 6)) == ["1"]
 

@@ -12,6 +12,7 @@ import textwrap
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +24,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
 from qn_deploy.errors import InputError
 from qn_deploy.program import graph_json
 from qn_deploy.program.allow_list import check_graph
 from qn_deploy.program.archive import program_from_bytes, program_to_bytes, read_program, write_program
 from qn_deploy.program.container import pack, unpack
 from qn_deploy.program.program import Batch, Golden, Program
-from qn_deploy.recipe import conv_net
+from qn_deploy.recipe import Int4, conv_net
 
 torch.set_num_threads(1)
 
@@ -70,7 +71,7 @@ class Words(nn.Module):
 
 def random_table(weight: Tensor, d: int, size: int = 4, books: int = 1) -> PQWeight:
     out = weight.shape[0]
-    codes = torch.randint(size, (out, weight.numel() // out // d), dtype=torch.uint8)
+    codes = torch.randint(size, (out, weight.numel() // out // d)).to(codes_dtype(size))
     centroids = torch.randint(-127, 128, (books, size, d), dtype=torch.int8)
     return PQWeight(codes, centroids, torch.rand(out) / 100 + 0.001, tuple(weight.shape))
 
@@ -208,15 +209,31 @@ def test_an_input_given_twice_and_a_channels_last_weight() -> None:
     assert same(run(loaded.exported.module(), (image,)), run(program.exported.module(), (image,)))
 
 
-@settings(max_examples=5, deadline=None)
-@given(d=st.sampled_from([1, 2, 4]), size=st.integers(1, 256), books=st.integers(1, 2), seed=st.integers(0, 99))
-def test_any_table_comes_back(d: int, size: int, books: int, seed: int) -> None:
+SIZES = st.integers(1, 16) | st.integers(17, 256) | st.integers(257, 2048)
+
+
+@settings(max_examples=8, deadline=None)
+@given(d=st.sampled_from([1, 2, 4]), sizes=st.lists(SIZES, min_size=1, max_size=2), books=st.integers(1, 2), seed=st.integers(0, 99))
+def test_any_table_comes_back(d: int, sizes: list[int], books: int, seed: int) -> None:
     torch.manual_seed(seed)
     model = nn.Linear(8, 3)
-    program = make_program(model, {"weight": random_table(model.weight, d, size, books)}, (torch.randn(1, 8),))
+    table = random_table(model.weight, d, sizes[0], books)
+    for size in sizes[1:]:
+        table = replace(table, residual=replace(random_table(model.weight, d, size), scale=table.scale))
+    program = make_program(model, {"weight": table}, (torch.randn(1, 8),))
     loaded = program_from_bytes(program_to_bytes(program))
-    assert torch.equal(loaded.exported.state_dict["weight"], program.weights["weight"].dequantize())
+    found = loaded.weights["weight"]
+    assert isinstance(found, PQWeight) and [part.codes.dtype for part in found.tables] == [part.codes.dtype for part in table.tables]
+    assert torch.equal(loaded.exported.state_dict["weight"], table.dequantize())
     assert program_to_bytes(loaded) == program_to_bytes(program)
+
+
+def test_four_bits_come_back() -> None:
+    model = nn.Linear(5, 3)
+    program = make_program(model, {"weight": IntWeight.from_float(model.weight, method=Int4())}, (torch.randn(1, 5),))
+    found = program_from_bytes(program_to_bytes(program)).weights["weight"]
+    assert isinstance(found, IntWeight) and found.bits == 4
+    assert torch.equal(found.values, program.weights["weight"].int8())
 
 
 # --- the bytes
@@ -224,7 +241,7 @@ def test_any_table_comes_back(d: int, size: int, books: int, seed: int) -> None:
 
 def test_members_are_stored_in_a_fixed_order_and_date(good: bytes) -> None:
     assert good[:30] == b"PK\3\4\x14\0\0\0\0\0\0\0\x21\0" + good[14:26] + b"\x0d\0\0\0"  # not deflated, 1980-01-01, no extra field
-    assert good[30:].startswith(b'manifest.json{"format": "qn-deploy", "version": 1, "members": {"graph.json": {"sha256": "')
+    assert good[30:].startswith(b'manifest.json{"format": "qn-deploy", "version": 2, "members": {"graph.json": {"sha256": "')
     entries = zipfile.ZipFile(io.BytesIO(good)).infolist()
     assert [entry.filename for entry in entries] == [
         "manifest.json",
@@ -248,6 +265,18 @@ def test_a_table_takes_its_own_size_and_nothing_more() -> None:
     table = random_table(model.weight, d=8)
     program = make_program(model, {"weight": table}, (torch.randn(1, 256),))
     assert len(program_to_bytes(program)) < table.nbytes + 8000 < model.weight.nbytes / 10
+
+
+def test_codes_and_values_of_four_bits_share_bytes() -> None:
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False))
+    codes = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 15]], dtype=torch.uint8)
+    table = PQWeight(codes, torch.arange(16, dtype=torch.int8).reshape(1, 16, 1), torch.ones(1), (3, 4))
+    int4 = IntWeight(torch.tensor([[1, -1, 7], [-7, 0, 2]], dtype=torch.int8), torch.ones(1), bits=4)
+    _, members = unpack(program_to_bytes(make_program(model, {"0.weight": table, "1.weight": int4}, (torch.randn(1, 4),))))
+    stored = safetensors.torch.load(members["tables.safetensors"])
+    assert bytes(stored["0.weight.codes"].tolist()) == bytes.fromhex("21 43 65 87 a9 fb")
+    assert bytes(stored["1.weight.values"].tolist()) == bytes.fromhex("f1 97 20")
+    assert stored["0.weight.codes"].dtype == stored["1.weight.values"].dtype == torch.uint8
 
 
 def test_the_same_program_gives_the_same_bytes(program: Program, good: bytes) -> None:
@@ -335,8 +364,22 @@ def test_files_of_other_kinds_are_named_with_the_way_out(tmp_path: Path) -> None
 
 
 def test_a_newer_format_says_upgrade(tmp_path: Path, good: bytes) -> None:
-    message = refusal(tmp_path / "model.pt", forge(good, lambda manifest, members: manifest.update(version=2)))
-    assert "format version 2" in message and "upgrade" in message
+    message = refusal(tmp_path / "model.pt", forge(good, lambda manifest, members: manifest.update(version=3)))
+    assert "format version 3" in message and "upgrade" in message
+
+
+def test_version_1_which_gave_each_code_a_byte_is_read(program: Program, good: bytes, tmp_path: Path) -> None:
+    table = program.weights["conv.weight"]
+    assert isinstance(table, PQWeight)
+
+    def edit(manifest: Graph, members: dict[str, bytes]) -> None:
+        manifest["version"] = 1
+        tables = safetensors.torch.load(members["tables.safetensors"])
+        members["tables.safetensors"] = safetensors.torch.save({**tables, "conv.weight.codes": table.codes})
+
+    (tmp_path / "model.pt").write_bytes(forge(good, edit))
+    found = read_program(tmp_path / "model.pt").weights["conv.weight"]
+    assert torch.equal(found.int8(), table.int8())
 
 
 def test_a_manifest_that_lies_about_a_tensor(tmp_path: Path, good: bytes) -> None:
@@ -349,10 +392,10 @@ def test_a_manifest_that_lies_about_a_tensor(tmp_path: Path, good: bytes) -> Non
 def test_a_code_past_the_table(tmp_path: Path, good: bytes) -> None:
     def edit(manifest: Graph, members: dict[str, bytes]) -> None:
         tables = safetensors.torch.load(members["tables.safetensors"])
-        tables["conv.weight.codes"][0, 0] = 200
+        tables["conv.weight.codes"][0] = 0x0C
         members["tables.safetensors"] = safetensors.torch.save(tables)
 
-    assert "code 200 points past the last of 4 centroids" in refusal(tmp_path / "model.pt", forge(good, edit))
+    assert "code 12 points past the last of 4 centroids" in refusal(tmp_path / "model.pt", forge(good, edit))
 
 
 def test_a_tensor_nobody_asked_for(tmp_path: Path, good: bytes) -> None:

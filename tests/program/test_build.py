@@ -10,18 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qn_deploy.compress.weights import PQWeight
+from qn_deploy.compress.packing import code_rows
+from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.files import write_atomic
 from qn_deploy.program import build
 from qn_deploy.program.archive import program_from_bytes, program_to_bytes
-from qn_deploy.program.build import export
+from qn_deploy.program.build import describe, export
 from qn_deploy.program.exporter import Written, find_exporters
 from qn_deploy.program.lower import Activations
 from qn_deploy.program.manifest import Manifest, read_manifest
 from qn_deploy.program.program import Program
 from qn_deploy.program.rules import ONNXRUNTIME
-from qn_deploy.recipe import conv_net
+from qn_deploy.recipe import Int4, conv_net
 
 Programs = Callable[[str], Program]
 Write = Callable[[str, str, Activations], Written]
@@ -62,6 +63,21 @@ def test_the_folder_holds_the_files_that_the_manifest_names(folder: Path, manife
     assert manifest.golden_sha256 == sha256(found["golden.safetensors"])
 
 
+def test_every_form_of_a_weight_is_described(program: Program) -> None:
+    table = program.weights["first.weight"]
+    assert isinstance(table, PQWeight)
+    int4 = IntWeight.from_float(torch.tensor([[1.0, -2.0], [0.5, 0.0]]), method=Int4())
+    weights = {"a": replace(table, residual=table), "b": int4, "c": IntWeight.from_float(torch.ones(2, 2))}
+    found = describe(replace(program, weights=weights))
+    assert [(entry.kind, entry.residual, entry.is_table, len(entry.parts)) for entry in found.values()] == [
+        ("table", 16, True, 4),
+        ("int4", 0, True, 2),
+        ("int8", 0, False, 0),
+    ]
+    assert found["b"].sha256 == sha256(int4.values.numpy().tobytes())
+    assert found["b"].bytes == 2 + 8
+
+
 def test_the_manifest_says_what_a_user_has_to_know(program: Program, manifest: Manifest) -> None:
     assert (manifest.target, manifest.activations) == ("arm", "static")
     assert [(entry.name, entry.dtype, entry.shape) for entry in manifest.inputs] == [("x", "float32", (None, 3, 12, 12))]
@@ -76,7 +92,7 @@ def test_the_manifest_says_what_a_user_has_to_know(program: Program, manifest: M
     weight = program.weights["second.weight"]
     assert isinstance(weight, PQWeight)
     assert table.sha256 == sha256(weight.int8().numpy().tobytes())
-    assert table.parts == (sha256(weight.codes.numpy().tobytes()), sha256(weight.centroids.numpy().tobytes()))
+    assert table.parts == (sha256(code_rows(weight).numpy().tobytes()), sha256(weight.centroids.numpy().tobytes()))
 
 
 def test_the_golden_vectors_are_those_of_the_program(program: Program, folder: Path, manifest: Manifest) -> None:
@@ -96,9 +112,9 @@ def test_the_golden_vectors_are_those_of_the_program(program: Program, folder: P
 def test_theoretical_and_float_bytes_by_hand(program: Program, manifest: Manifest) -> None:
     biases = 4 * (16 + 16 + 16 + 10)
     stem = 16 * 27 + 4 * 16
-    first = 16 * 16 + 16 * 9 + 4 * 16
-    second = 16 * 4 + 4 * 16 * 4 + 4 * 16
-    classifier = 10 * 4 + 16 * 4 + 4 * 10
+    first = 16 * 16 // 2 + 16 * 9 + 4 * 16
+    second = 16 * 4 // 2 + 4 * 16 * 4 + 4 * 16
+    classifier = 10 * 4 // 2 + 16 * 4 + 4 * 10
     assert manifest.theoretical_bytes == biases + stem + first + second + classifier
     assert manifest.float_bytes == biases + 4 * (16 * 27 + 16 * 16 * 9 + 16 * 16 + 10 * 16)
 
@@ -119,7 +135,7 @@ def test_a_tied_weight_counts_once(programs: Programs, tmp_path: Path, loaded: b
     program = programs("tied")
     program = program_from_bytes(program_to_bytes(program)) if loaded else program
     manifest = export(program, Activations.DYNAMIC, tmp_path, "arm", only=("onnx",))
-    assert manifest.theoretical_bytes == 64 * 4 + 16 * 8 + 4 + 4 * 64  # codes, centroids, one scale, bias
+    assert manifest.theoretical_bytes == 64 * 4 // 2 + 16 * 8 + 4 + 4 * 64  # codes, centroids, one scale, bias
     assert manifest.float_bytes == 4 * (64 * 32 + 64)
     assert list(manifest.weights) == ["embed.weight", "out.weight"]
     assert manifest.outputs[0].step is None

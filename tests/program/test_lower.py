@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from qn_deploy.compress.packing import code_rows
 from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.program.lower import Activations, Lowered, choose_activations, input_names, lower
 from qn_deploy.program.program import Program
+from qn_deploy.recipe import Int4
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -108,20 +111,62 @@ def test_baked_leaves_float_constants_of_the_dequantized_values(programs: Progra
     assert all(torch.equal(lowered.exported.state_dict[name], weight.dequantize()) for name, weight in program.weights.items())
 
 
-@pytest.mark.parametrize("books", [1, 2])
 @pytest.mark.parametrize("per_row", [False, True])
-@pytest.mark.parametrize("baked", [False, True])
+@pytest.mark.parametrize(
+    ("size", "books", "block", "residual"),
+    [(4, 1, 4, 0), (16, 2, 4, 0), (16, 3, 8, 0), (17, 2, 4, 0), (300, 1, 4, 0), (40_000, 1, 4, 0), (16, 2, 4, 300)],
+)
 def test_an_embedding_is_looked_up_in_its_table(
-    make_program: MakeProgram, random_table: RandomTable, books: int, per_row: bool, baked: bool
+    make_program: MakeProgram, random_table: RandomTable, size: int, books: int, block: int, residual: int, per_row: bool
 ) -> None:
-    table = random_table((20, 8), block=4, size=4, books=books, per_row=per_row)
+    table = random_table((20, 24), block, size, books, per_row)
+    if residual:
+        table = replace(table, residual=replace(random_table((20, 24), block, residual, seed=1), scale=table.scale))
     tokens = torch.tensor([[0, 19], [7, 7]])
-    program = make_program(nn.Sequential(nn.Embedding(20, 8)), (tokens,), {"0.weight": table})
-    lowered = lower(program, Activations.NONE, baked=baked)
+    program = make_program(nn.Sequential(nn.Embedding(20, 24)), (tokens,), {"0.weight": table})
+    lowered = lower(program, Activations.NONE)
     assert torch.equal(lowered.simulate((tokens,))[0], table.dequantize()[tokens])
     assert not lowered.weights  # nothing holds the whole weight
-    kept = {name: value for name, value in lowered.exported.named_buffers() if value.ndim}
-    assert max(value.numel() for value in kept.values()) == table.codes.numel()
+    kept = {name: value for name, value in lowered.exported.named_buffers() if name.endswith("_codes")}
+    assert [value.nbytes for value in kept.values()] == [code_rows(part).nbytes for part in table.tables]
+
+
+def test_an_int4_embedding_takes_half_a_byte_a_value(make_program: MakeProgram) -> None:
+    module = nn.Sequential(nn.Embedding(20, 8))
+    weight = IntWeight.from_float(module.get_parameter("0.weight"), per_channel=False, method=Int4())
+    tokens = torch.tensor([[0, 19], [7, 7]])
+    lowered = lower(make_program(module, (tokens,), {"0.weight": weight}), Activations.NONE)
+    assert torch.equal(lowered.simulate((tokens,))[0], weight.dequantize()[tokens])
+    assert dict(lowered.exported.named_buffers())["0.weight_codes"].nbytes == 20 * 8 // 2
+
+
+def test_a_transposed_convolution_has_one_scale_for_the_whole_weight(make_program: MakeProgram, random_table: RandomTable) -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, stride=2))
+    program = make_program(model, (torch.randn(2, 4, 5, 5),), {"0.weight": random_table((4, 6, 2, 2), 4, per_row=False)})
+    found = operators(lower(program, Activations.STATIC).exported)
+    assert found.count("dequantize_per_tensor.default") == 3 and "dequantize_per_channel.default" not in found
+    (output,) = lower(program, Activations.NONE).simulate(program.golden.inputs)
+    assert torch.equal(output, program.exported.module()(*program.golden.inputs))
+
+
+class Recurrent(nn.Module):
+    """A layer that no runtime computes in int8, before one that all of them do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 12, batch_first=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x)[0])  # type: ignore[no-any-return]
+
+
+def test_baked_weights_stay_float_where_their_activations_do(make_program: MakeProgram, random_table: RandomTable) -> None:
+    weights = {"gru.weight_hh_l0": random_table((36, 12), 4), "head.weight": random_table((4, 12), 4)}
+    program = make_program(Recurrent(), (torch.randn(2, 3, 8),), weights)
+    for activations in (Activations.STATIC, Activations.DYNAMIC):
+        assert lower(program, activations, baked=True).weights.keys() == {"gru.weight_hh_l0", "head.weight_int8"}
+        assert lower(program, activations).weights.keys() == {"gru.weight_hh_l0_int8", "head.weight_int8"}
 
 
 def test_an_int8_embedding_is_looked_up_too(make_program: MakeProgram) -> None:
@@ -138,7 +183,7 @@ def test_a_tied_weight_is_one_table_with_two_readers(programs: Programs) -> None
     lowered = lower(program, Activations.NONE)
     assert list(lowered.weights) == ["out.weight_int8"]
     found = operators(lowered.exported)
-    assert found.count("embedding.default") == 2
+    assert found.count("embedding.default") == 3  # rows of codes, the two codes of each byte, centroids
     assert found.count("dequantize_per_channel.default") == 1
     torch.testing.assert_close(lowered.simulate(program.golden.inputs), program.golden.outputs)
 

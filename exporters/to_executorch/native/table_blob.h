@@ -1,4 +1,4 @@
-// Table blob, version 1: one constant as codes into tables of int8 centroids. ../README.md specifies it byte by byte.
+// Table blob, version 2: one constant as codes into tables of int8 centroids. ../README.md specifies it byte by byte.
 //
 // Plain C++17 without ExecuTorch, so that any reader can take this file and bytes.h as they are. The input is never trusted: parse() accepts a blob
 // only if every later access stays inside it and inside dense_bytes() of output.
@@ -24,19 +24,18 @@ class TableBlob {
   // A view of a blob that breaks no rule of the format, or nothing. `data` has to outlive the view.
   static std::optional<TableBlob> parse(const uint8_t* data, size_t size) {
     if (!has_magic(data, size) || size < kHeaderBytes) return std::nullopt;
-    const bool known = data[16] == 1 && data[17] == 0 && (data[18] == kInt8 || data[18] == kFloat32) && data[19] <= kSIO &&
-                       data[20] == 8 && data[21] == 0 && data[22] == 0 && data[23] == 0;
+    const bool known = data[16] == 2 && data[17] == 0 && (data[18] == kInt8 || data[18] == kFloat32) && data[19] <= kISO &&
+                       (data[20] == 1 || data[20] == 2) && data[21] == 0 && data[22] == 0 && data[23] == 0;
     if (!known) return std::nullopt;
 
     TableBlob blob;
     blob.dtype_ = data[18];
     blob.layout_ = data[19];
+    blob.has_residual_ = data[20] == 2;
     blob.rows_ = read_u32(data + 24);
     blob.inner_ = read_u32(data + 28);
     blob.spatial_ = read_u32(data + 32);
     blob.block_ = read_u32(data + 36);
-    blob.books_ = read_u32(data + 40);
-    blob.size_ = read_u32(data + 44);
     return blob.lay_out(data + kHeaderBytes, size - kHeaderBytes) && blob.contents_valid() ? std::optional(blob) : std::nullopt;
   }
 
@@ -54,8 +53,45 @@ class TableBlob {
 
  private:
   enum DType : uint8_t { kInt8 = 1, kFloat32 = 2 };
-  enum Layout : uint8_t { kOIS = 0, kOSI = 1, kSIO = 2 };
-  static constexpr size_t kHeaderBytes = 48;
+  enum Layout : uint8_t { kOIS = 0, kOSI = 1, kSIO = 2, kISO = 3 };
+  static constexpr size_t kHeaderBytes = 40;
+
+  struct Table {
+    uint64_t books = 0, size = 0;  // codebooks, centroids in each
+    const int8_t* centroids = nullptr;
+    const uint8_t* codes = nullptr;
+
+    int bits() const { return size <= 16 ? 4 : size <= 256 ? 8 : 16; }
+
+    uint64_t code(uint64_t block) const {
+      switch (bits()) {
+        case 4: return codes[block / 2] >> (block % 2 * 4) & 15;
+        case 8: return codes[block];
+        default: return codes[2 * block] | codes[2 * block + 1] << 8;
+      }
+    }
+  };
+
+  // Gives the centroids of a table's blocks in order, row by row.
+  class Cursor {
+   public:
+    Cursor(const Table& table, uint64_t columns, uint64_t block)
+        : table_(table), columns_(columns), book_values_(table.size * block), block_(block) {}
+
+    const int8_t* next() {
+      if (column_ == columns_) column_ = 0, share_ = 0, book_ = table_.centroids;
+      const int8_t* centroid = book_ + table_.code(index_++) * block_;
+      ++column_;
+      if ((share_ += table_.books) >= columns_) share_ -= columns_, book_ += book_values_;  // column * books / columns, without a division
+      return centroid;
+    }
+
+   private:
+    const Table table_;
+    const uint64_t columns_, book_values_, block_;
+    uint64_t index_ = 0, column_ = 0, share_ = 0;
+    const int8_t* book_ = table_.centroids;
+  };
 
   float scale(uint64_t row) const {
     const uint32_t bits = read_u32(scales_ + 4 * row);
@@ -64,48 +100,78 @@ class TableBlob {
     return value;
   }
 
-  // Checks the header's numbers against each other and the length, and finds the three arrays.
+  // Checks the sizes against each other and the length, and finds the arrays.
   bool lay_out(const uint8_t* body, uint64_t left) {
-    if (rows_ == 0 || inner_ == 0 || spatial_ == 0 || block_ == 0 || books_ == 0 || size_ == 0 || size_ > 256) return false;
+    if (rows_ == 0 || inner_ == 0 || spatial_ == 0 || block_ == 0) return false;
     const uint64_t row = inner_ * spatial_;  // cannot overflow: both came from 32 bits
     if (row > UINT32_MAX || row % block_ != 0) return false;
     columns_ = row / block_;
-    if (books_ > columns_) return false;
 
     uint64_t dense_bytes;  // a row and a number of rows fit 32 bits each, so only the last factor can overflow
     if (__builtin_mul_overflow(rows_ * row, dtype_ == kFloat32 ? 4 : 1, &dense_bytes) || dense_bytes > PTRDIFF_MAX) return false;
     dense_bytes_ = static_cast<size_t>(dense_bytes);
 
-    const uint64_t scale_bytes = dtype_ == kFloat32 ? 4 * rows_ : 0;
-    const uint64_t centroid_bytes = books_ * block_ * size_;  // <= row * 256
-    const uint64_t code_bytes = rows_ * columns_;
-    if (scale_bytes > left || centroid_bytes > left - scale_bytes || code_bytes != left - scale_bytes - centroid_bytes) return false;
-    scales_ = body;
-    centroids_ = reinterpret_cast<const int8_t*>(body + scale_bytes);
-    codes_ = body + scale_bytes + centroid_bytes;
-    return true;
+    scales_ = take(body, left, dtype_ == kFloat32 ? 4 * rows_ : 0);
+    if (scales_ == nullptr || !find_table(first_, body, left)) return false;
+    return (!has_residual_ || find_table(residual_, body, left)) && left == 0;
+  }
+
+  bool find_table(Table& table, const uint8_t*& body, uint64_t& left) const {
+    const uint8_t* sizes = take(body, left, 8);
+    if (sizes == nullptr) return false;
+    table.books = read_u32(sizes);
+    table.size = read_u32(sizes + 4);
+    if (table.books == 0 || table.books > columns_ || table.size == 0 || table.size > 65536) return false;
+    // <= row * 65536
+    table.centroids = reinterpret_cast<const int8_t*>(take(body, left, table.books * block_ * table.size));
+    if (table.centroids == nullptr) return false;
+    const uint64_t blocks = rows_ * columns_;  // <= dense_bytes_
+    const uint64_t code_bytes = table.bits() == 4 ? blocks / 2 + blocks % 2 : table.bits() == 8 ? blocks : 2 * blocks;
+    table.codes = take(body, left, code_bytes);
+    return table.codes != nullptr;
+  }
+
+  static const uint8_t* take(const uint8_t*& body, uint64_t& left, uint64_t size) {
+    if (size > left) return nullptr;
+    const uint8_t* taken = body;
+    body += size;
+    left -= size;
+    return taken;
   }
 
   bool contents_valid() const {
     for (uint64_t row = 0; dtype_ == kFloat32 && row < rows_; ++row) {
       if (!(scale(row) > 0 && std::isfinite(scale(row)))) return false;
     }
-    int8_t least = 0;
-    for (const int8_t* c = centroids_; c != reinterpret_cast<const int8_t*>(codes_); ++c) least = std::min(least, *c);
-    uint8_t largest = 0;
-    for (uint64_t i = 0; i < rows_ * columns_; ++i) largest = std::max(largest, codes_[i]);
-    return least >= -127 && largest < size_;
+    return contents_valid(first_) && (!has_residual_ || contents_valid(residual_));
   }
 
-  // Calls visit(row, index of the block's first weight in its row, centroid) for all blocks in order.
+  bool contents_valid(const Table& table) const {
+    const uint64_t values = table.books * block_ * table.size, blocks = rows_ * columns_;
+    if (*std::min_element(table.centroids, table.centroids + values) < -127) return false;
+    uint64_t largest = 0;
+    for (uint64_t i = 0; i < blocks; ++i) largest = std::max(largest, table.code(i));
+    const bool odd_half_is_zero = table.bits() != 4 || blocks % 2 == 0 || table.codes[blocks / 2] >> 4 == 0;
+    return largest < table.size && odd_half_is_zero;
+  }
+
+  // One block of int8 values: a centroid, or the sum of two, which saturates.
+  struct Block {
+    const int8_t *first, *residual;
+
+    int8_t operator[](uint64_t t) const {
+      return residual == nullptr ? first[t] : static_cast<int8_t>(std::clamp(first[t] + residual[t], -127, 127));
+    }
+  };
+
+  // Calls visit(row, index of the block's first weight in its row, block) for all blocks in order.
   template <class Visit>
   void for_each_block(Visit visit) const {
-    const uint8_t* code = codes_;
+    Cursor first(first_, columns_, block_), residual(residual_, columns_, block_);
     for (uint64_t row = 0; row < rows_; ++row) {
-      for (uint64_t book = 0, column = 0; book < books_; ++book) {
-        const int8_t* table = centroids_ + book * size_ * block_;
-        const uint64_t end = ((book + 1) * columns_ + books_ - 1) / books_;  // the first column of the next codebook
-        for (; column < end; ++column) visit(row, column * block_, table + *code++ * block_);
+      for (uint64_t column = 0; column < columns_; ++column) {
+        const int8_t* centroid = first.next();
+        visit(row, column * block_, Block{centroid, has_residual_ ? residual.next() : nullptr});
       }
     }
   }
@@ -126,32 +192,32 @@ class TableBlob {
   template <size_t kBlock, class T, class Value>
   void contiguous(T* out, Value value) const {
     const size_t block = kBlock ? kBlock : block_;
-    for_each_block([&](uint64_t row, uint64_t, const int8_t* centroid) {
-      for (size_t t = 0; t < block; ++t) out[t] = value(centroid[t], row);
+    for_each_block([&](uint64_t row, uint64_t, Block values) {
+      for (size_t t = 0; t < block; ++t) out[t] = value(values[t], row);
       out += block;
     });
   }
 
   template <class T, class Value>
   void strided(T* out, Value value) const {
-    const uint64_t row_step = layout_ == kSIO ? 1 : inner_ * spatial_;
-    const uint64_t inner_step = layout_ == kSIO ? rows_ : layout_ == kOSI ? 1 : spatial_;
-    const uint64_t spatial_step = layout_ == kSIO ? inner_ * rows_ : layout_ == kOSI ? inner_ : 1;
-    for_each_block([&](uint64_t row, uint64_t first, const int8_t* centroid) {
+    const uint64_t row_step = layout_ == kSIO || layout_ == kISO ? 1 : inner_ * spatial_;
+    const uint64_t inner_step = layout_ == kSIO ? rows_ : layout_ == kISO ? spatial_ * rows_ : layout_ == kOSI ? 1 : spatial_;
+    const uint64_t spatial_step = layout_ == kSIO ? inner_ * rows_ : layout_ == kISO ? rows_ : layout_ == kOSI ? inner_ : 1;
+    for_each_block([&](uint64_t row, uint64_t first, Block values) {
       uint64_t i = first / spatial_, p = first % spatial_;
       for (uint64_t t = 0; t < block_; ++t) {
-        out[row * row_step + i * inner_step + p * spatial_step] = value(centroid[t], row);
+        out[row * row_step + i * inner_step + p * spatial_step] = value(values[t], row);
         if (++p == spatial_) p = 0, ++i;
       }
     });
   }
 
   uint8_t dtype_ = 0, layout_ = 0;
-  uint64_t rows_ = 0, inner_ = 0, spatial_ = 0, block_ = 0, books_ = 0, size_ = 0, columns_ = 0;
+  bool has_residual_ = false;
+  uint64_t rows_ = 0, inner_ = 0, spatial_ = 0, block_ = 0, columns_ = 0;
   size_t dense_bytes_ = 0;
   const uint8_t* scales_ = nullptr;
-  const int8_t* centroids_ = nullptr;
-  const uint8_t* codes_ = nullptr;
+  Table first_, residual_;
 };
 
 }  // namespace qn

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporters.to_executorch import build
+from qn_deploy.exporters.to_executorch.pte import named_data
 from qn_deploy.exporters.to_executorch.table_blob import DType, named_blobs
 from qn_deploy.quiet import quiet
 
@@ -23,21 +24,23 @@ Q = torch.ops.quantized_decomposed
 STEP = 0.05  # of the static int8 activations
 
 
-def random_table(shape: tuple[int, ...], block: int, size: int = 16, books: int = 1, seed: int = 0) -> PQWeight:
+def random_table(shape: tuple[int, ...], block: int, size: int = 16, books: int = 1, residual: int = 0, seed: int = 0) -> PQWeight:
     torch.manual_seed(seed)
-    return PQWeight(
-        codes=torch.randint(0, size, (shape[0], prod(shape[1:]) // block), dtype=torch.uint8),
-        centroids=torch.randint(-127, 128, (books, size, block), dtype=torch.int8),
-        scale=torch.rand(shape[0]) * 0.01 + 0.001,
-        shape=shape,
-    )
+    scale = torch.rand(shape[0]) * 0.01 + 0.001
+    second = None
+    for books_of, size_of in ((1, residual), (books, size)) if residual else ((books, size),):
+        codes = torch.randint(0, size_of, (shape[0], prod(shape[1:]) // block), dtype=torch.uint8)
+        centroids = torch.randint(-127, 128, (books_of, size_of, block), dtype=torch.int8)
+        second = PQWeight(codes, centroids, scale, shape, residual=second)
+    assert second is not None
+    return second
 
 
 TABLES = {
     "conv": random_table((32, 8, 3, 3), block=9, seed=1),
     "grouped": random_table((64, 16, 1, 1), block=4, seed=2),
     "depthwise": random_table((64, 1, 5, 5), block=25, size=8, seed=3),
-    "linear": random_table((48, 64), block=8, books=4, seed=4),
+    "linear": random_table((48, 64), block=8, books=4, residual=32, seed=4),
 }
 
 
@@ -111,7 +114,9 @@ def lowered(request: pytest.FixtureRequest, cache_folder: None) -> Lowered:
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
         stock = bytes(edge.to_executorch().buffer)
-    return Lowered(stock, named_blobs(TABLES, request.param), inputs, net(*inputs))
+    held = named_data(stock)
+    tables = {key: blob for key, blob in named_blobs(TABLES, request.param).items() if key in held}
+    return Lowered(stock, tables, inputs, net(*inputs))
 
 
 @pytest.fixture(scope="session")

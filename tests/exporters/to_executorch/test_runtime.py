@@ -39,7 +39,7 @@ def test_inputs_may_have_any_strides(lowered) -> None:
     assert torch.equal(strided, program.run(lowered.inputs)[0])
 
 
-@pytest.mark.parametrize("where", [16, 18, 19, 20, 24, 28, 32, 36, 40, 44])
+@pytest.mark.parametrize("where", [16, 18, 19, 20, 24, 28, 32, 36])
 def test_a_damaged_table_is_an_error_not_a_crash(lowered, where: int, capfd: pytest.CaptureFixture[str]) -> None:
     pte = to_tables(lowered.stock, lowered.tables)
     for start in [at for at in range(len(pte)) if pte.startswith(MAGIC, at)]:

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qn_deploy.compress.weights import PQWeight
+from qn_deploy.compress.weights import PQWeight, codes_dtype
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_layout, unpack
+from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_layouts, unpack
 
 # rows 2, inner 1, spatial 4: blocks of 2, so 2 block columns, each with its own codebook of 3 centroids
 SMALL = PQWeight(
@@ -22,12 +22,26 @@ SMALL = PQWeight(
 )
 SMALL_BLOB = bytes.fromhex(
     "89 51 4e 54 41 42 4c 45 85 f3 ed 1b 71 4d 7a 2f"  # magic
-    "01 00  02  02  08  00 00 00"  # version 1, float32, SIO, 8-bit codes, reserved
-    "02 00 00 00  01 00 00 00  04 00 00 00"  # rows, inner, spatial
-    "02 00 00 00  02 00 00 00  03 00 00 00"  # block size, codebooks, centroids
+    "02 00  02  02  01  00 00 00"  # version 2, float32, SIO, one table, reserved
+    "02 00 00 00  01 00 00 00  04 00 00 00  02 00 00 00"  # rows, inner, spatial, block size
     "00 00 00 3f  00 00 00 40"  # scales
+    "02 00 00 00  03 00 00 00"  # codebooks, centroids
     "01 02 03 04 05 06  ff fe fd fc fb fa"  # centroids
-    "00 02 01 00"  # codes
+    "20 01"  # codes 0, 2, 1, 0: two a byte, the first in the low half
+)
+# one row of 3 weights, blocks of 1: a table of 300 centroids, the first and last of which differ from 0, and a residual of 2
+PAIR = PQWeight(
+    codes=torch.tensor([[299, 0, 256]], dtype=torch.int32).to(torch.uint16),
+    centroids=torch.tensor([100, *[0] * 298, -100], dtype=torch.int8).reshape(1, 300, 1),
+    scale=torch.ones(1),
+    shape=(1, 3),
+    residual=PQWeight(torch.tensor([[1, 0, 1]], dtype=torch.uint8), torch.tensor([[[50], [-7]]], dtype=torch.int8), torch.ones(1), (1, 3)),
+)
+PAIR_BLOB = bytes.fromhex(
+    "89 51 4e 54 41 42 4c 45 85 f3 ed 1b 71 4d 7a 2f  02 00  01  00  02  00 00 00"
+    "01 00 00 00  03 00 00 00  01 00 00 00  01 00 00 00"
+    "01 00 00 00  2c 01 00 00" + "64" + "00" * 298 + "9c" + "2b 01  00 00  00 01"  # 16-bit codes
+    "01 00 00 00  02 00 00 00  32 f9  01 01"  # 4-bit codes 1, 0, 1 and half a byte of zero
 )
 
 
@@ -37,14 +51,16 @@ def tables(draw: st.DrawFn) -> PQWeight:
     row = inner * spatial
     block = draw(st.sampled_from([d for d in range(1, row + 1) if row % d == 0]))
     columns = row // block
-    books, size = draw(st.integers(1, columns)), draw(st.sampled_from([1, 2, 16, 256]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    return PQWeight(
-        codes=torch.randint(0, size, (rows, columns), dtype=torch.uint8, generator=generator),
-        centroids=torch.randint(-127, 128, (books, size, block), dtype=torch.int8, generator=generator),
-        scale=torch.rand(draw(st.sampled_from([1, rows])), generator=generator) + 1e-6,
-        shape=(rows, inner, spatial),
-    )
+    scale = torch.rand(draw(st.sampled_from([1, rows])), generator=generator) + 1e-6
+    weight: PQWeight | None = None
+    for _ in range(draw(st.integers(1, 2))):
+        books, size = draw(st.integers(1, columns)), draw(st.sampled_from([1, 2, 16, 17, 256, 257]))
+        codes = torch.randint(0, size, (rows, columns), generator=generator).to(codes_dtype(size))
+        centroids = torch.randint(-127, 128, (books, size, block), dtype=torch.int8, generator=generator)
+        weight = PQWeight(codes, centroids, scale, (rows, inner, spatial), residual=weight)
+    assert weight is not None
+    return weight
 
 
 def read_in_python(blob: bytes) -> bytes | None:
@@ -56,11 +72,13 @@ def read_in_python(blob: bytes) -> bytes | None:
 
 def test_pack_writes_the_bytes_of_the_specification() -> None:
     assert pack(SMALL, Layout.SIO, DType.FLOAT32) == SMALL_BLOB
+    assert pack(PAIR, Layout.OIS, DType.INT8) == PAIR_BLOB
 
 
 def test_unpack_reads_the_bytes_of_the_specification() -> None:
     rows = [[0.5 * v for v in (1, 2, -5, -6)], [2.0 * v for v in (3, 4, -1, -2)]]
     assert unpack(SMALL_BLOB) == struct.pack("<8f", *(rows[o][p] for p in range(4) for o in range(2)))
+    assert unpack(PAIR_BLOB) == struct.pack("<3b", -107, 127, -7)  # 100 + 50 saturates
 
 
 @given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
@@ -73,7 +91,7 @@ def test_a_blob_holds_the_weight_in_its_layout(table: PQWeight, layout: Layout, 
 
 
 def test_native_reader_expands_as_python_does(read_natively) -> None:
-    blobs: list[bytes] = [SMALL_BLOB]
+    blobs: list[bytes] = [SMALL_BLOB, PAIR_BLOB]
 
     @given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
     @settings(max_examples=150, deadline=None, database=None)
@@ -86,21 +104,22 @@ def test_native_reader_expands_as_python_does(read_natively) -> None:
 
 def test_native_reader_refuses_what_python_refuses(read_natively) -> None:
     rng = random.Random(0)
-    blobs = [SMALL_BLOB[:n] for n in range(len(SMALL_BLOB))]
+    blobs = [blob[:n] for blob in (SMALL_BLOB, PAIR_BLOB) for n in range(len(blob))]
     for _ in range(3000):
-        blob = bytearray(pack(SMALL, rng.choice(list(Layout)), rng.choice(list(DType))))
+        blob = bytearray(pack(rng.choice([SMALL, SMALL, PAIR]), rng.choice(list(Layout)), rng.choice(list(DType))))
         for _ in range(rng.choice([1, 1, 2, 3])):
             blob[rng.randrange(16, len(blob))] = rng.choice([0, 1, 2, 3, 4, 8, 0x7F, 0x80, 0xFF, rng.randrange(256)])
         blobs.append(bytes(blob))
-    for field in range(24, 48, 4):  # sizes whose products overflow 32 and 64 bits
+    for field in (24, 28, 32, 36, 48, 52):  # sizes whose products overflow 32 and 64 bits
         for size in (0, 1, 2**16, 2**31, 2**32 - 1):
             blobs.append(SMALL_BLOB[:field] + struct.pack("<I", size) + SMALL_BLOB[field + 4 :])
-    blobs += [SMALL_BLOB[:24] + struct.pack("<6I", *sizes) for sizes in ([2**32 - 1] * 6, [2**32 - 1] * 5 + [256])]
-    # One rule broken, the length right for it: more codebooks than columns, K = 257, blocks across rows, no rows at all.
+    huge = 2**32 - 1
+    blobs += [SMALL_BLOB[:18] + b"\1" + SMALL_BLOB[19:24] + struct.pack("<6I", *[huge] * 4, *sizes) for sizes in ((huge, huge), (1, 2**16))]
+    # One rule broken, the length right for it: more codebooks than columns, K = 65537, blocks across rows, no rows at all.
     for sizes, body in (
-        ((2, 1, 4, 2, 3, 2), 12 + 4),
-        ((2, 1, 4, 2, 1, 257), 514 + 4),
-        ((2, 1, 4, 3, 1, 1), 3 + 2),
+        ((2, 1, 4, 2, 3, 2), 12 + 2),
+        ((2, 1, 4, 2, 1, 65537), 2 * 65537 + 8),
+        ((2, 1, 4, 3, 1, 1), 3 + 1),
         ((0, 1, 4, 2, 1, 1), 2),
     ):
         blobs.append(SMALL_BLOB[:18] + b"\1" + SMALL_BLOB[19:24] + struct.pack("<6I", *sizes) + bytes(body))
@@ -113,21 +132,23 @@ def test_native_reader_refuses_what_python_refuses(read_natively) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param(lambda b: b[:-1], "header promises", id="short"),
-        pytest.param(lambda b: b + b"\0", "header promises", id="long"),
-        pytest.param(lambda b: b[:40], "no table blob", id="half a header"),
+        pytest.param(lambda b: b[:-1], "header promises codes up to byte 70", id="short"),
+        pytest.param(lambda b: b + b"\0", "71 bytes; its header promises 70", id="long"),
+        pytest.param(lambda b: b[:30], "no table blob", id="half a header"),
         pytest.param(lambda b: b"\x88" + b[1:], "no table blob", id="magic"),
-        pytest.param(lambda b: b[:16] + b"\2" + b[17:], "version 2", id="version"),
+        pytest.param(lambda b: b[:16] + b"\1" + b[17:], "version 1", id="version"),
         pytest.param(lambda b: b[:18] + b"\3" + b[19:], "dtype 3", id="dtype"),
-        pytest.param(lambda b: b[:19] + b"\3" + b[20:], "layout 3", id="layout"),
-        pytest.param(lambda b: b[:20] + b"\4" + b[21:], "4-bit codes", id="code bits"),
+        pytest.param(lambda b: b[:19] + b"\4" + b[20:], "layout 4", id="layout"),
+        pytest.param(lambda b: b[:20] + b"\3" + b[21:], "3 tables", id="tables"),
+        pytest.param(lambda b: b[:20] + b"\2" + b[21:], "promises a table up to byte 78", id="a table that is not there"),
         pytest.param(lambda b: b[:21] + b"\1" + b[22:], "reserved 010000", id="reserved"),
         pytest.param(lambda b: b[:36] + b"\3" + b[37:], "blocks of 3", id="block does not divide"),
-        pytest.param(lambda b: b[:40] + b"\3" + b[41:], "3 codebooks", id="more codebooks than columns"),
-        pytest.param(lambda b: b[:44] + b"\1\1" + b[46:], "257 centroids", id="too many centroids"),
-        pytest.param(lambda b: b[:48] + bytes(4) + b[52:], "scale", id="zero scale"),
+        pytest.param(lambda b: b[:48] + b"\3" + b[49:], "3 codebooks", id="more codebooks than columns"),
+        pytest.param(lambda b: b[:52] + b"\1\0\1" + b[55:], "65537 centroids", id="too many centroids"),
+        pytest.param(lambda b: b[:40] + bytes(4) + b[44:], "scale", id="zero scale"),
         pytest.param(lambda b: b[:56] + b"\x80" + b[57:], "-128", id="centroid -128"),
         pytest.param(lambda b: b[:-1] + b"\3", "code 3", id="code past the table"),
+        pytest.param(lambda b: PAIR_BLOB[:-1] + b"\x11", "half byte after 3 values", id="half a byte that nothing fills"),
     ],
 )
 def test_a_damaged_blob_is_refused_by_name(change: object, reason: str) -> None:
@@ -137,17 +158,17 @@ def test_a_damaged_blob_is_refused_by_name(change: object, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout"),
+    ("shape", "layouts"),
     [
-        ((8, 16), Layout.OIS),
-        ((8, 16, 1, 1), Layout.OIS),
-        ((8, 16, 3, 3), Layout.OSI),
-        ((8, 1, 3, 3), Layout.SIO),
-        ((8, 1, 1, 1), Layout.OIS),
+        ((8, 16), (Layout.OIS,)),
+        ((8, 16, 1, 1), (Layout.OIS, Layout.ISO)),
+        ((8, 16, 3, 3), (Layout.OSI, Layout.ISO)),
+        ((8, 1, 3, 3), (Layout.SIO, Layout.ISO)),
+        ((8, 1, 1, 1), (Layout.OIS, Layout.ISO)),
     ],
 )
-def test_stored_layout(shape: tuple[int, ...], layout: Layout) -> None:
-    assert stored_layout(shape) is layout
+def test_stored_layouts(shape: tuple[int, ...], layouts: tuple[Layout, ...]) -> None:
+    assert stored_layouts(shape) == layouts
 
 
 def test_named_blobs_are_found_by_the_digest_of_the_dense_bytes_and_only_where_smaller() -> None:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
 from qn_deploy.exporters.to_onnx import EXPORTER, passes
 
 
 def parse(body: str, signature: str = "float[2, 4] x) => (float[2, 3] y") -> ir.Model:
-    return ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]> model ({signature}) {body}'))
+    return ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> model ({signature}) {body}'))
 
 
 def operators(model: ir.Model) -> list[str]:
@@ -66,14 +68,51 @@ def test_a_table_is_decoded_by_cast_add_gather_reshape() -> None:
     assert operators(model)[:5] == ["Cast", "Add", "Gather", "Reshape", "DequantizeLinear"]
     stored = {name: array(value).tolist() for name, value in model.graph.initializers.items() if name.startswith("layer")}
     assert stored == {
-        "layer.weight/codes": [[0, 2], [1, 1], [2, 0]],
-        "layer.weight/offsets": [0, 3],
+        "layer.weight/codes": [[[0], [2]], [[1], [1]], [[2], [0]]],  # a column for each codebook, so one offset for each
+        "layer.weight/offsets": [[0], [3]],
         "layer.weight/centroids": [[1, 2], [3, 4], [5, 6], [-1, -2], [-3, -4], [-5, -6]],
         "layer.weight/shape": [3, 4],
         "layer.weight/scale": [0.5, 0.25, 2.0],
         "layer.weight/zero": [0, 0, 0],
     }
     assert np.array_equal(run(model, x=X), X @ TABLE.dequantize().numpy().T)
+
+
+def test_columns_that_codebooks_do_not_share_evenly_have_an_offset_each() -> None:
+    table = PQWeight(torch.zeros(3, 4, dtype=torch.uint8), TABLE.centroids[..., :1].repeat(2, 1, 1)[:3], TABLE.scale, (3, 4))
+    model = layer(table)
+    passes.insert_tables(model, {"layer.weight_int8": table})
+    assert array(model.graph.initializers["layer.weight/offsets"]).tolist() == [0, 0, 3, 6]
+    assert np.array_equal(run(model, x=X), X @ table.dequantize().numpy().T)
+
+
+@pytest.mark.parametrize(("size", "kind"), [(16, "uint4"), (17, "uint8"), (256, "uint8"), (257, "uint16")])
+def test_codes_take_no_more_bits_than_they_need(size: int, kind: str) -> None:
+    codes = torch.tensor([[0, size - 1], [1, 1], [2, 0]], dtype=torch.int32).to(codes_dtype(size))
+    table = PQWeight(codes, torch.arange(2 * size).remainder(127).to(torch.int8).reshape(1, size, 2), TABLE.scale, TABLE.shape)
+    model = layer(table)
+    passes.insert_tables(model, {"layer.weight_int8": table})
+    assert array(model.graph.initializers["layer.weight/codes"]).dtype.name == kind
+    assert np.array_equal(run(model, x=X), X @ table.dequantize().numpy().T)
+
+
+def test_a_residual_is_added_and_clipped() -> None:
+    table = replace(TABLE, residual=replace(TABLE, centroids=(TABLE.centroids.sign() * 125)))
+    model = layer(table)
+    passes.insert_tables(model, {"layer.weight_int8": table})
+    assert operators(model)[:13] == ["Cast", "Add", "Gather", "Reshape"] * 2 + ["Cast", "Cast", "Add", "Clip", "Cast"]
+    assert table.int8().abs().max() == 127
+    assert np.array_equal(run(model, x=X), X @ table.dequantize().numpy().T)
+
+
+def test_a_weight_that_nothing_reads_as_int8_is_multiplied_out() -> None:
+    model = layer(TABLE, readers=2)
+    weights = {"layer.weight_int8": TABLE}
+    passes.unpair_weights(model, weights)
+    passes.insert_tables(model, weights)
+    assert "DequantizeLinear" not in operators(model)
+    assert array(model.graph.initializers["layer.weight/column"]).tolist() == [[0.5], [0.25], [2.0]]
+    assert np.array_equal(run(model, x=X), 2 * X @ TABLE.dequantize().numpy().T)
 
 
 def test_one_codebook_needs_no_offsets() -> None:

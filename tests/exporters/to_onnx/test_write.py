@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 
 import onnx
 import onnxruntime
@@ -10,7 +12,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import IntWeight, PQWeight
+from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.program.exporter import Written
 from qn_deploy.program.integer import IntegerReference
@@ -36,9 +38,59 @@ def model_of(written: Written) -> onnx.ModelProto:
 @forms
 def test_standard_operators_only(write: Write, name: str, activations: Activations) -> None:
     model = model_of(write(name, "onnx", activations))
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]  # uint4
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
+
+
+def test_without_packed_codes_the_opset_is_18(make_program: MakeProgram, random_table: RandomTable) -> None:
+    x = (torch.randn(2, 16),)
+    program = make_program(nn.Sequential(nn.Linear(16, 32)), x, {"0.weight": random_table((32, 16), 4, 17)}, ())
+    assert [entry.version for entry in model_of(EXPORTER.write(program, Activations.DYNAMIC)).opset_import] == [18]
+
+
+@pytest.mark.parametrize("name", ["two tables", "int4", "16-bit codes", "local codebooks"])
+@pytest.mark.parametrize("activations", [Activations.STATIC, Activations.DYNAMIC])
+def test_every_kind_of_table_folds_into_the_fused_operator(
+    make_program: MakeProgram, random_table: RandomTable, optimized: Optimized, name: str, activations: Activations
+) -> None:
+    first = random_table((48, 32), 4, books=4)
+    weight: CompressedWeight = {
+        "two tables": replace(first, residual=replace(random_table((48, 32), 4, 300, seed=1), scale=first.scale)),
+        "int4": IntWeight((torch.arange(48 * 32).reshape(48, 32) % 15 - 7).to(torch.int8), first.scale, bits=4),
+        "16-bit codes": random_table((48, 32), 4, 300),
+        "local codebooks": first,
+    }[name]
+    x = (torch.randn(8, 32, generator=torch.Generator().manual_seed(0)),)
+    written = EXPORTER.write(make_program(nn.Sequential(nn.Linear(32, 48)), x, {"0.weight": weight}), activations)
+    found = optimized(written.data)
+    assert found["QGemm" if activations is Activations.STATIC else "DynamicQuantizeMatMul"] == 1
+    assert not found.keys() & {"Gather", "Clip", "Reshape", "Gemm", "MatMul"}
+    assert sha256(weight.int8().numpy().tobytes()).hexdigest() in EXPORTER.weight_hashes(written.data)
+    shipped, twin = (EXPORTER.run(data, (x,))[0][0] for data in (written.data, EXPORTER.dense(written.data)))
+    assert torch.equal(shipped, twin)
+    if activations is Activations.STATIC:
+        assert torch.equal(shipped, IntegerReference(written.lowered.exported, ONNXRUNTIME)(x)[0])
+
+
+def test_recurrent_weights_are_floats_by_the_time_they_are_read(
+    make_program: MakeProgram, random_table: RandomTable, optimized: Optimized
+) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 12, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]  # type: ignore[no-any-return]
+
+    weights = {"lstm.weight_ih_l0": random_table((48, 8), 4), "lstm.weight_hh_l0": random_table((48, 12), 4)}
+    x = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)),)
+    written = EXPORTER.write(make_program(Model(), x, weights, ()), Activations.DYNAMIC)
+    found = optimized(written.data)
+    assert found["LSTM"] == 1
+    assert not found.keys() & {"DequantizeLinear", "Cast", "Gather", "Mul"}
+    torch.testing.assert_close(EXPORTER.run(written.data, (x,))[0][0], written.lowered.simulate(x)[0])
 
 
 @forms
