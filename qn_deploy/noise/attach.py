@@ -1,67 +1,89 @@
-"""Attaches noise to a model, and takes it off again.
+"""Attaches weight noise to a model, and takes it off again.
 
-Noise is a parametrization of `module.weight` (torch.nn.utils.parametrize): the forward pass in training mode sees a noised copy, while
-the module keeps its clean weight as the parameter that the optimizer updates. In eval mode the clean weight itself is used.
+Noise is a parametrization (torch.nn.utils.parametrize): the forward pass in training mode sees a noised copy, while the module keeps its
+clean weight as the parameter that the optimizer updates. In eval mode the clean weight itself is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from qn_deploy.compress.apply import Target, no_table, targets
-from qn_deploy.errors import InputError
-from qn_deploy.noise.functions import Noise, int8, straight_through, zero_blocks
-from qn_deploy.recipe import Int8, Recipe, Table
+from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.noise.activations import remove_activations
+from qn_deploy.noise.functions import Noise
+from qn_deploy.noise.integer import HistogramGrid, MinMaxGrid, StoredGrid
+from qn_deploy.noise.passes import ForwardPass, QuantNoise
+from qn_deploy.noise.product import Clusters, ExactNoise, MeanNoise, Unit, ZeroNoise
+from qn_deploy.noise.rate import check_rate, set_rate
+from qn_deploy.recipe import Int4, Int8, Recipe, Table
 from qn_deploy.recipe.parameters import Slot, compressible
 
+Product = Literal["zero", "mean", "exact"]
+"""What a drawn block of a Table becomes: zero, the paper's proxy; the mean of all blocks; or its nearest centroid."""
+Grid = Literal["stored", "channel", "tensor", "histogram"]
+"""The grid of Int8 and Int4: the symmetric one that compression stores; or with a zero point (paper eq. 2), from the smallest and largest
+weight of each channel or of the tensor, or from a running histogram of the tensor that minimises the squared error."""
 
-class QuantNoise(nn.Module):
-    """The parametrization: a noise and its rate. It has no parameters and no buffers, so the state dict holds the clean weight alone.
+
+@dataclass(frozen=True)
+class Options:
+    """Which noise imitates what the recipe asks for.
 
     Attributes:
-        noise: what distorts the weight.
-        p: the rate, 0 to 1.
+        product: what drawn blocks become, where the recipe says Table.
+        unit: whether blocks are drawn by themselves or by clusters (paper table 5).
+        over: integers whose noise follows that of a Table, each with its own draw: Int8() for the paper's PQ + int8 (section 3.3).
+            Exact noise needs it not, its centroids are int8 already.
+        grid: where the recipe says Int8 or Int4. Only "stored" is what will be stored, since runtimes want symmetric weights; the others
+            are the paper's, for training alone.
+        seed: of the k-means behind exact noise and clusters.
+
+    Raises:
+        InputError: an unknown name.
     """
 
-    def __init__(self, noise: Noise, p: float = 0.0) -> None:
-        super().__init__()
-        self.noise = noise
-        self.p = p
+    product: Product = "zero"
+    unit: Unit = "subvectors"
+    over: Int8 | Int4 | None = None
+    grid: Grid = "stored"
+    seed: int = 0
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight itself in eval mode or at rate 0; otherwise a noised copy with a straight-through gradient."""
-        if not self.training or self.p == 0:
-            return weight
-        return straight_through(weight, self.noise(weight.detach(), self.p))
-
-    def extra_repr(self) -> str:
-        """Shown by print(model)."""
-        return f"p={self.p}, {self.noise}"
+    def __post_init__(self) -> None:
+        for name, kind in (("product", Product), ("unit", Unit), ("grid", Grid)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} {getattr(self, name)!r} is none of {', '.join(get_args(kind))}")
 
 
-def attach(model: nn.Module, recipe: Recipe, p: float = 0.1) -> list[str]:
+def attach(model: nn.Module, recipe: Recipe, p: float = 0.1, options: Options | None = None) -> list[str]:
     """Trains a model against the error of its later compression (paper section 4): noises the weights that `recipe` compresses.
 
-    A weight that becomes a Table gets proxy noise, random blocks of `block_size` weights set to zero; one that becomes Int8 gets
-    int8 noise; so does one whose rows the block size doesn't divide, or whose table would not pay, because compression will store it
-    as int8. Tied weights stay tied, and each of their modules draws its own noise; a weight tied with another kind of module stays
-    float, as in compression.
+    A weight that becomes a Table gets block noise, by default the proxy, random blocks of `block_size` weights set to zero; one that
+    becomes Int8 or Int4 gets rounding noise; a table that compression would turn down, because the block size doesn't divide a row or it
+    would not pay, means int8 noise. Tied weights stay tied, and each of their modules draws its own noise; a weight tied with
+    another kind of module stays float, as in compression.
 
-    In training mode only `module.weight` shows noise, drawn anew each time it is read (`torch.nn.utils.parametrize.cached()` draws
-    once). The parameter, called `parametrizations.weight.original` in the state dict, is the same object as before and never written
-    to: an optimizer made before goes on working. Its place in `model.parameters()` changes, by which optimizers save their
-    state: to resume training, make the optimizer on the same side of `attach` as at first. Call `remove` before saving or compressing.
+    In training mode only the weight that a module sees shows noise, drawn anew in each of its forward passes. The parameter, called
+    `parametrizations.weight.original` in the state dict, is the same object as before and never written to: an optimizer made
+    before goes on working. Its place in `model.parameters()` changes, by which optimizers save their state: to resume training, make
+    the optimizer on the same side of `attach` as at first. Call `remove` before saving or compressing.
+
+    What a noise learns of the weights, codebooks or ranges, it learns here and whenever `refresh` is called. It is in the state dict, and
+    with it and torch's random state a checkpoint goes on with the same numbers. Attach before wrapping with DDP or `fully_shard`.
+    Processes draw from their own generators: seed each differently, as for dropout, and the averaged gradient averages over the draws.
 
     Args:
-        model: changed in place; its Linear, Embedding and Conv2d weights of any float dtype may be noised.
+        model: changed in place; its weights of any float dtype may be noised.
         recipe: the recipe that the model will be compressed by.
-        p: the rate, 0 to 1. The paper's authors advise 0.05 to 0.2.
+        p: the rate, 0 to 1. The paper's authors advise 0.05 to 0.2. torch.compile compiles anew for each rate.
+        options: which noise.
 
     Returns:
         The names that the noised parameters had, in the model's order, tied ones once.
@@ -69,8 +91,10 @@ def attach(model: nn.Module, recipe: Recipe, p: float = 0.1) -> list[str]:
     Raises:
         InputError: the rate is not in 0..1, the recipe compresses nothing in this model, or a weight already has a parametrization
             (noise, perhaps) or no shape yet. The model is then unchanged.
+        CompressionError: a weight that the noise has to learn holds NaN or infinity. The model is then unchanged.
     """
-    _check_rate(p)
+    check_rate(p)
+    options = options or Options()
     for slot in compressible(model):
         _check_plain(slot)
     found, left = targets(model, recipe)
@@ -78,81 +102,122 @@ def attach(model: nn.Module, recipe: Recipe, p: float = 0.1) -> list[str]:
         kinds = sorted({type(slot.module).__name__ for slot in compressible(model)})
         raise InputError(
             f"recipe {recipe.title!r} compresses nothing in {type(model).__name__}, which has "
-            f"{'weights in ' + ', '.join(kinds) if kinds else 'no Linear, Embedding or Conv2d'}; "
+            f"{'weights in ' + ', '.join(kinds) if kinds else 'no weights that a recipe may speak of'}; "
             f"{left or 'give it a rule that matches one, such as Rule(Int8())'}"
         )
-    noises = [_BUILDERS[type(target.method)](target) for target in found]
-    for target, noise in zip(found, noises, strict=True):
+    noises = [_noises(target, options) for target in found]
+    for target, several in zip(found, noises, strict=True):
+        for noise in several:
+            _learn(noise, target.weight, target.name)
+    owners: dict[nn.Module, list[str]] = {}
+    for target, several in zip(found, noises, strict=True):
         for slot in target.slots:
+            owners.setdefault(slot.module, [name for name, _ in slot.module.named_parameters(recurse=False)])
             # Registered at rate 0: torch reads the weight to check it, and no random number should be spent on that.
-            parametrize.register_parametrization(slot.module, slot.leaf, QuantNoise(noise).train(slot.module.training))
-    set_rate(model, p)
+            parametrize.register_parametrization(slot.module, slot.leaf, QuantNoise(several).train(slot.module.training))
+    for module, parameters in owners.items():
+        around = ForwardPass(module, parameters)
+        for _, attached in _carried(module):
+            attached.around = around
+    set_rate(model, p, QuantNoise)
     return [target.name for target in found]
 
 
+def refresh(model: nn.Module) -> None:
+    """Lets the noises learn the weights as they are now: codebooks, clusters, searched and histogram ranges. Call it once an epoch.
+
+    Zero and mean noise and min/max ranges have nothing to learn, so there it costs nothing. It spends no random number of torch's. Under
+    FSDP all processes must call it together, and all learn the same.
+
+    Args:
+        model: a model after `attach`.
+
+    Raises:
+        InputError: the model has no weight noise.
+        CompressionError: a weight holds NaN or infinity; the message names it.
+    """
+    learnt: set[int] = set()
+    found = False
+    for path, module in model.named_modules():
+        for leaf, carried in _carried(module):
+            found = True
+            weight = module.get_parameter(f"parametrizations.{leaf}.original").detach()
+            for noise in carried.sequence():
+                if id(noise) not in learnt:  # tied weights share it
+                    learnt.add(id(noise))
+                    _learn(noise, weight, f"{path}.{leaf}" if path else leaf)
+    if not found:
+        raise InputError(f"{type(model).__name__} has no weight noise to refresh; call qn_deploy.noise.attach(model, recipe) first")
+
+
 def remove(model: nn.Module) -> None:
-    """Takes all noise off: plain modules of their own class, with the very parameters that trained. A model without noise stays as it is.
+    """Takes all noise off, of weights and of activations: plain modules of their own class, with the very parameters that trained.
+
+    LayerDrop stays, `remove_layer_drop` takes it off. A model without noise stays as it is.
 
     Args:
         model: changed in place. A parametrization that was put on top of the noise goes with it.
     """
+    remove_activations(model)
     for module in list(model.modules()):
-        if _noise_of(module) is None:
-            continue
-        # torch deletes the property `weight` from the module's class, which deep copies of the module share: give this one its own.
-        kind = type(module)
-        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-        # torch puts the weight last, but optimizer state goes by position: let the weight lead again, as the class defines it.
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if name != "weight":
+        for leaf, noise in list(_carried(module)):
+            around = noise.around
+            around.remove()
+            # torch deletes the property from the module's class, which deep copies of the module share: give this one its own.
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+            # torch puts the weight last, but optimizer state goes by position: let all stand again as the class has them.
+            plain = dict(module.named_parameters(recurse=False))
+            for name in (name for name in around.parameters if name in plain):
                 delattr(module, name)
-                module.register_parameter(name, parameter)
+                module.register_parameter(name, plain[name])
 
 
-def set_rate(model: nn.Module, p: float) -> None:
-    """Sets the rate of all noise attached to a model, to follow a schedule or to pause it.
-
-    Args:
-        model: a model after `attach`.
-        p: the rate, 0 to 1.
-
-    Raises:
-        InputError: the rate is not in 0..1, or the model has no noise.
-    """
-    _check_rate(p)
-    attached = [noise for noise in map(_noise_of, model.modules()) if noise is not None]
-    if not attached:
-        raise InputError(f"{type(model).__name__} has no noise whose rate could be set; call qn_deploy.noise.attach(model, recipe) first")
-    for noise in attached:
-        noise.p = p
-
-
-def _table_noise(target: Target) -> Noise:
-    assert isinstance(target.method, Table)
-    weight, d = target.weight, target.method.block_size
-    if no_table(target) or not target.method.pays(weight.shape[0], weight[0].numel()):  # compression will store it as int8
-        return _int8_noise(target)
-    return partial(zero_blocks, block_size=d)
+def _noises(target: Target, options: Options) -> list[Noise]:
+    """What imitates the compression of one weight, in order."""
+    method, weight = target.method, target.weight
+    if not isinstance(method, Table):
+        return [_rounding(target, method, options.grid)]
+    if no_table(target) or not method.pays(weight.shape[0], weight[0].numel()):  # compression will store it as int8
+        return [_rounding(target, Int8(), options.grid)]
+    noise: Noise
+    if options.product == "exact":
+        noise = ExactNoise(weight, method, target.per_channel, options.seed)
+    else:
+        noise = (ZeroNoise if options.product == "zero" else MeanNoise)(method.block_size)
+    if options.unit == "clusters":
+        noise = Clusters(weight, noise, method, target.per_channel, options.seed)
+    return [noise] if options.over is None else [noise, _rounding(target, options.over, options.grid)]
 
 
-def _int8_noise(target: Target) -> Noise:
-    return partial(int8, per_channel=target.per_channel)
+def _rounding(target: Target, method: Int8 | Int4, grid: Grid) -> Noise:
+    if grid == "stored":
+        return StoredGrid(target.weight, method, target.per_channel)
+    if grid == "histogram":
+        return HistogramGrid(target.weight, method.bits)
+    return MinMaxGrid(method.bits, per_channel=grid == "channel")
 
 
-_BUILDERS: dict[type[Any], Callable[[Target], Noise]] = {Table: _table_noise, Int8: _int8_noise}
+@torch.no_grad()
+def _learn(noise: Noise, weight: Tensor, name: str) -> None:
+    gather: Callable[[], Tensor] | None = getattr(weight, "full_tensor", None)  # of FSDP's shards; importing their class takes a second
+    try:
+        noise.refresh(weight if gather is None else gather())
+    except CompressionError as error:
+        raise CompressionError(f"{name}: {error}") from None
 
 
-def _noise_of(module: nn.Module) -> QuantNoise | None:
-    """The noise on this module's weight, or None."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    first = module.get_submodule("parametrizations.weight.0")
-    return first if isinstance(first, QuantNoise) else None
+def _carried(module: nn.Module) -> Iterator[tuple[str, QuantNoise]]:
+    """The noise on each of this module's own weights."""
+    if parametrize.is_parametrized(module):
+        for leaf, carried in module.get_submodule("parametrizations").named_children():
+            if isinstance(first := carried.get_submodule("0"), QuantNoise):
+                yield leaf, first
 
 
 def _check_plain(slot: Slot) -> None:
-    if _noise_of(slot.module) is not None:
+    if slot.leaf in dict(_carried(slot.module)):
         raise InputError(f"{slot.name} already has noise; call set_rate(model, p) for another rate, or remove(model) for another recipe")
     if parametrize.is_parametrized(slot.module, slot.leaf):
         kind = type(slot.module.get_submodule(f"parametrizations.{slot.leaf}.0")).__name__
@@ -162,8 +227,3 @@ def _check_plain(slot: Slot) -> None:
         )
     if isinstance(slot.weight, UninitializedParameter):
         raise InputError(f"{slot.name} has no shape yet; run one batch through the model before attaching noise")
-
-
-def _check_rate(p: float) -> None:
-    if not 0.0 <= p <= 1.0:
-        raise InputError(f"noise rate {p} is not in 0..1; the paper's authors advise 0.05 to 0.2")

@@ -1,7 +1,21 @@
 """Recipes: which weight is compressed how, in training and after it."""
 
 from qn_deploy.recipe.methods import Float, Int4, Int8, Method, Table
-from qn_deploy.recipe.paper import conv_net, transformer
+from qn_deploy.recipe.paper import conv_net, efficientnet, resnet, roberta, transformer, transformer_lm
 from qn_deploy.recipe.rules import Recipe, Rule
 
-__all__ = ["Float", "Int4", "Int8", "Method", "Recipe", "Rule", "Table", "conv_net", "transformer"]
+__all__ = [
+    "Float",
+    "Int4",
+    "Int8",
+    "Method",
+    "Recipe",
+    "Rule",
+    "Table",
+    "conv_net",
+    "efficientnet",
+    "resnet",
+    "roberta",
+    "transformer",
+    "transformer_lm",
+]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +12,11 @@ from torch.nn.utils import parametrize
 
 from qn_deploy import noise
 from qn_deploy.compress.weights import IntWeight
-from qn_deploy.errors import InputError
-from qn_deploy.recipe import Float, Int8, Recipe, Rule, Table, conv_net, transformer
+from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.noise.functions import Noise
+from qn_deploy.noise.integer import HistogramGrid, MinMaxGrid, StoredGrid
+from qn_deploy.noise.product import Clusters, ExactNoise, MeanNoise, ZeroNoise
+from qn_deploy.recipe import Float, Int4, Int8, Recipe, Rule, Table, conv_net, transformer
 
 torch.set_num_threads(1)
 
@@ -58,6 +64,13 @@ def original(module: nn.Module) -> nn.Parameter:
     return module.get_parameter("parametrizations.weight.original")
 
 
+def noises(module: nn.Module) -> list[Noise]:
+    """What distorts the weight, in order."""
+    attached = module.get_submodule("parametrizations.weight.0")
+    assert isinstance(attached, noise.QuantNoise)
+    return attached.sequence()
+
+
 def gradient(module: nn.Module) -> Tensor:
     grad = original(module).grad
     assert grad is not None
@@ -96,6 +109,51 @@ def test_int8_noise_of_an_embedding_has_one_scale_as_compression_stores_it() -> 
     clean = model.weight
     noise.attach(model, INT8, p=1.0)
     assert torch.equal(model.weight, IntWeight.from_float(clean, per_channel=False).dequantize())
+
+
+def test_int4_noise_is_the_grid_that_compression_stores() -> None:
+    model = nn.Linear(64, 8)
+    clean = model.weight
+    noise.attach(model, Recipe((Rule(Int4()),)), p=1.0)
+    assert torch.equal(model.weight, IntWeight.from_float(clean, method=Int4()).dequantize())
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (noise.Options(), [ZeroNoise]),
+        (noise.Options("mean"), [MeanNoise]),
+        (noise.Options("exact"), [ExactNoise]),
+        (noise.Options(unit="clusters"), [Clusters]),
+        (noise.Options("exact", "clusters", over=Int8()), [Clusters, StoredGrid]),
+        (noise.Options(over=Int8(), grid="tensor"), [ZeroNoise, MinMaxGrid]),
+    ],
+)
+def test_options_choose_the_noise_of_a_table(options: noise.Options, kinds: list[type]) -> None:
+    model = nn.Linear(16, 16)
+    noise.attach(model, TABLES, options=options)
+    assert [type(part) for part in noises(model)] == kinds
+
+
+@pytest.mark.parametrize(
+    ("grid", "kind"), [("stored", StoredGrid), ("channel", MinMaxGrid), ("tensor", MinMaxGrid), ("histogram", HistogramGrid)]
+)
+@pytest.mark.parametrize("method", [Int8(), Int4()], ids=["int8", "int4"])
+def test_options_choose_the_grid_of_integers(method: Int8 | Int4, grid: Any, kind: type) -> None:
+    model = nn.Linear(16, 16)
+    noise.attach(model, Recipe((Rule(method),)), p=1.0, options=noise.Options(grid=grid))
+    assert [type(part) for part in noises(model)] == [kind]
+    assert len(set(model.weight[0].tolist())) <= 2 ** (8 if isinstance(method, Int8) else 4)
+
+
+def test_int8_over_a_table_rounds_what_the_table_noise_left() -> None:
+    model = nn.Linear(64, 64)
+    noise.attach(model, TABLES, p=0.5, options=noise.Options(over=Int8()))
+    with torch.no_grad():
+        model.get_parameter("parametrizations.weight.original").uniform_(0.1, 1.0)
+    weight, clean = seen(model), original(model)
+    zero, rounded = (weight == 0).float().mean(), ((weight != 0) & (weight != clean)).float().mean()
+    assert 0.4 < float(zero) < 0.6 and 0.2 < float(rounded) < 0.3
 
 
 def test_eval_mode_is_exact() -> None:
@@ -177,10 +235,12 @@ def test_manual_seed_repeats_the_noise_and_each_read_draws_anew() -> None:
     assert torch.equal(model.weight, first) and not torch.equal(second, first)
 
 
-def test_attach_spends_no_random_number() -> None:
+@pytest.mark.parametrize("options", [noise.Options(), noise.Options("exact", "clusters", over=Int4())], ids=["proxy", "learnt"])
+def test_attach_and_refresh_spend_no_random_number(options: noise.Options) -> None:
     model = a_net()
     before = torch.get_rng_state()
-    noise.attach(model, conv_net(), p=0.5)
+    noise.attach(model, TABLES, p=0.5, options=options)
+    noise.refresh(model)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -197,6 +257,83 @@ def test_set_rate_changes_all_noise() -> None:
     assert all(seen(module).all() for module in model)
     noise.set_rate(model, 1.0)
     assert not any(seen(module).any() for module in model)
+
+
+# refresh, resume
+
+
+def test_refresh_makes_the_codebooks_of_the_weights_as_they_are_now() -> None:
+    model = nn.Linear(16, 16)
+    noise.attach(model, TABLES, p=1.0, options=noise.Options("exact"))
+    first = seen(model).detach().clone()
+    with torch.no_grad():
+        original(model).copy_(torch.randn(16, 16, generator=torch.Generator().manual_seed(5)))
+    stale = float((seen(model) - original(model)).square().mean().detach())
+    noise.refresh(model)
+    assert float((seen(model) - original(model)).square().mean().detach()) < stale
+    assert not torch.equal(seen(model), first)
+
+
+def test_tied_weights_learn_once_and_alike() -> None:
+    model = a_net()
+    noise.attach(model, TABLES, p=1.0, options=noise.Options("exact"))
+    assert noises(model.token)[0] is noises(model.head)[0]
+    assert torch.equal(model.token.weight, model.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        (TABLES, noise.Options()),
+        (TABLES, noise.Options("exact", "clusters", over=Int4())),
+        (INT8, noise.Options(grid="histogram")),
+        (Recipe((Rule(Int4()),)), noise.Options()),
+    ],
+    ids=["proxy", "clusters and int4", "histogram", "int4"],
+)
+def test_a_checkpoint_goes_on_with_the_same_numbers(recipe: Recipe, options: noise.Options, tmp_path: Path) -> None:
+    def start() -> tuple[Net, torch.optim.Optimizer]:
+        model = a_net()
+        noise.attach(model, recipe, p=0.3, options=options)
+        return model, torch.optim.Adam(model.parameters(), lr=0.05)
+
+    def train(model: Net, optimizer: torch.optim.Optimizer, refresh: bool) -> None:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(*a_batch()).square().sum().backward()
+            optimizer.step()
+        if refresh:
+            noise.refresh(model)
+
+    model, optimizer = start()
+    train(model, optimizer, refresh=True)
+    train(model, optimizer, refresh=False)  # the weights move away from what the noises know
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, tmp_path / "check.pt")
+    train(model, optimizer, refresh=True)
+    train(model, optimizer, refresh=False)
+
+    resumed, optimizer = start()
+    state = torch.load(tmp_path / "check.pt")
+    resumed.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    train(resumed, optimizer, refresh=True)
+    train(resumed, optimizer, refresh=False)
+    assert bits(resumed) == bits(model)
+
+
+def test_refresh_without_noise_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no weight noise to refresh; call qn_deploy\.noise\.attach"):
+        noise.refresh(nn.Linear(8, 4))
+
+
+def test_a_weight_that_is_not_finite_is_named_and_nothing_attached() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    with torch.no_grad():
+        seen(model[1])[0, 0] = torch.nan
+    with pytest.raises(CompressionError, match=r"1\.weight: .*NaN"):
+        noise.attach(model, TABLES, options=noise.Options("exact"))
+    assert type(model[0]) is nn.Linear
 
 
 # tied weights
@@ -242,6 +379,24 @@ def test_remove_gives_the_same_plain_model_back() -> None:
     assert list(model.state_dict()) == keys
     assert [type(module) for module in model.modules()] == classes
     assert noise.attach(model, conv_net())  # and noise can be put on again
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LSTM(8, 8), lambda: nn.MultiheadAttention(8, 2), lambda: nn.Conv1d(8, 8, 2)])
+def test_remove_gives_all_parameters_their_places_back(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    before = [(name, id(parameter)) for name, parameter in model.named_parameters()]
+    noise.attach(model, TABLES, p=0.5)
+    noise.remove(model)
+    assert [(name, id(parameter)) for name, parameter in model.named_parameters()] == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_remove_takes_activation_noise_off_too() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    noise.attach(model, INT8)
+    noise.attach_activations(model)
+    noise.remove(model)
+    assert not list(model.named_buffers()) and [type(module) for module in model] == [nn.Linear, nn.ReLU]
 
 
 def test_remove_leaves_other_parametrizations_and_plain_models_alone() -> None:
@@ -317,6 +472,12 @@ def test_a_rate_outside_0_to_1_is_refused(p: float) -> None:
         noise.set_rate(model, p)
 
 
+@pytest.mark.parametrize("field", ["product", "unit", "grid"])
+def test_an_unknown_option_names_those_there_are(field: str) -> None:
+    with pytest.raises(InputError, match=f"{field} 'proxi' is none of "):
+        noise.Options(**{field: "proxi"})
+
+
 def test_attaching_twice_says_what_to_do_and_changes_nothing() -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(8, 4))
     noise.attach(model, Recipe((Rule(Int8(), name="1.*"),)))
@@ -333,7 +494,7 @@ def test_another_parametrization_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("model", "found"),
-    [(nn.Linear(8, 4), "weights in Linear"), (nn.LayerNorm(8), "no Linear, Embedding or Conv2d")],
+    [(nn.Linear(8, 4), "weights in Linear"), (nn.LayerNorm(8), "no weights that a recipe may speak of")],
     ids=["no rule", "no layer"],
 )
 def test_a_recipe_that_matches_nothing_is_refused(model: nn.Module, found: str) -> None:

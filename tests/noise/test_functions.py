@@ -1,26 +1,90 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compress.weights import IntWeight
-from qn_deploy.noise.functions import int8, straight_through, zero_blocks
+from qn_deploy.noise.functions import Drawn, Noise, chosen, distort, draw, redo, rowwise
 
 torch.set_num_threads(1)
 
+CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
+class Sevens(Noise):
+    """Drawn blocks become sevens."""
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__()
+        self.block_size = block_size
+
+    def values(self, weight: Tensor, blocks: Tensor, drawn: Drawn) -> Tensor:
+        return torch.tensor(7.0)
+
+
+class Negated(Sevens):
+    """Drawn blocks change their sign."""
+
+    def values(self, weight: Tensor, blocks: Tensor, drawn: Drawn) -> Tensor:
+        return -chosen(blocks, drawn)
+
+
+class AsOnAccelerators(Negated):
+    """Its draws have a fixed length; those past the end are held at the last block."""
+
+    def draw(self, weight: Tensor, p: float) -> Drawn:
+        drawn, last = draw(len(weight.view(-1, self.block_size)), p, CPU), len(weight.view(-1, self.block_size)) - 1
+        assert isinstance(drawn.positions, Tensor)
+        held = torch.cat([drawn.positions, torch.full((3,), last)])
+        return Drawn(held, (drawn.positions == last).any())
+
+
 def a_weight(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Random, and nowhere zero."""
+    """Random, and nowhere zero or seven."""
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(weight.abs() < 0.01, 0.5, weight).to(dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 3000), p=st.floats(0, 1), seed=st.integers(0, 2**20))
+def test_a_draw_is_some_of_the_blocks_each_once(n: int, p: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    positions = draw(n, p, CPU).positions
+    if p == 1:
+        assert positions == slice(None)
+        return
+    assert isinstance(positions, Tensor)
+    found = positions.tolist()
+    assert found == sorted(set(found)) and all(0 <= position < n for position in found)
+
+
+@pytest.mark.parametrize("p", [0.003, 0.1, 0.5, 0.9])
+def test_every_block_is_drawn_at_the_rate_and_by_itself(p: float) -> None:
+    torch.manual_seed(0)
+    n, passes = 50, 4000
+    drawn = torch.zeros(passes, n)
+    for row in drawn:
+        row[draw(n, p, CPU).positions] = 1
+    deviation = math.sqrt(p * (1 - p) / passes)
+    assert abs(float(drawn.mean()) - p) < 5 * deviation / math.sqrt(n)
+    assert float((drawn.mean(0) - p).abs().max()) < 5 * deviation  # the first and the last as often as any other
+    together = (drawn[:, :-1] * drawn[:, 1:]).mean()  # neighbours
+    assert abs(float(together) - p * p) < 5 * math.sqrt(p * p / passes / n)
+    count = drawn.sum(1).var() / (n * p * (1 - p))  # binomial
+    assert 0.85 < float(count) < 1.15
+
+
+def test_the_cost_of_a_draw_goes_with_the_rate() -> None:
+    positions = draw(10**9, 1e-6, CPU).positions
+    assert isinstance(positions, Tensor) and 800 < len(positions) < 1200
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     out=st.integers(1, 9),
     columns=st.integers(1, 7),
@@ -29,78 +93,58 @@ def a_weight(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**20),
 )
-def test_zero_blocks_zeroes_whole_blocks_and_nothing_else(out: int, columns: int, d: int, p: float, dtype: torch.dtype, seed: int) -> None:
-    weight = a_weight(out, columns * d, dtype=dtype, seed=seed)
+def test_drawn_blocks_change_whole_and_the_rest_is_left(out: int, columns: int, d: int, p: float, dtype: torch.dtype, seed: int) -> None:
+    clean = a_weight(out, columns * d, dtype=dtype, seed=seed)
+    noised = clean.clone()
     torch.manual_seed(seed)
-    noised = zero_blocks(weight, p, d)
-    assert noised.dtype == dtype and noised.shape == weight.shape
-    blocks, clean = noised.reshape(out, columns, d), weight.reshape(out, columns, d)
-    zero = (blocks == 0).all(-1)
-    assert torch.equal(blocks[~zero], clean[~zero])
+    changes = distort(noised, [Sevens(d)], p)
+    sevens = (noised.view(-1, d) == 7).all(1)
+    assert torch.equal(noised.view(-1, d)[~sevens], clean.view(-1, d)[~sevens])
+    expected = torch.zeros_like(sevens)
+    expected[changes[0].drawn.positions] = True
+    assert torch.equal(sevens, expected)
+    assert torch.equal(redo(clean, changes), noised) and noised.dtype == dtype
 
 
-def test_a_block_of_nine_is_one_3x3_kernel() -> None:
-    weight = a_weight(16, 8, 3, 3)
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 20), p=st.floats(0, 0.99), seed=st.integers(0, 2**20))
+def test_draws_past_the_end_leave_the_last_block_as_it_is(n: int, p: float, seed: int) -> None:
+    clean = a_weight(n, 3, seed=seed)
+    one, other = clean.clone(), clean.clone()
+    for weight, noise in ((one, Negated(3)), (other, AsOnAccelerators(3))):
+        torch.manual_seed(seed)
+        distort(weight, [noise], p)
+    assert torch.equal(one, other)
+
+
+def test_noises_work_in_order_each_on_what_those_before_it_left() -> None:
+    weight = torch.arange(1.0, 5.0).reshape(1, 4)
+    changes = distort(weight, [Sevens(2), Negated(1)], 1.0)
+    assert weight.tolist() == [[-7.0, -7.0, -7.0, -7.0]]
+    assert [change.block_size for change in changes] == [2, 1]
+    weight = torch.arange(1.0, 5.0).reshape(1, 4)
+    distort(weight, [Negated(1), Sevens(2)], 1.0)
+    assert weight.tolist() == [[7.0, 7.0, 7.0, 7.0]]
+
+
+def test_each_noise_has_a_draw_of_its_own() -> None:
+    weight = torch.ones(1000, 2)
     torch.manual_seed(0)
-    zero = zero_blocks(weight, 0.3, 9) == 0  # [out, in, kh, kw]
-    assert torch.equal(zero.flatten(2).any(-1), zero.flatten(2).all(-1))
-    assert 0 < zero.flatten(2).all(-1).sum() < 16 * 8
+    distort(weight, [Sevens(2), Negated(1)], 0.5)
+    both = (weight == -7).float().mean()
+    assert 0.2 < float(both) < 0.3  # a quarter
 
 
-def test_blocks_run_along_a_row_also_in_channels_last() -> None:
-    weight = a_weight(4, 6, 3, 3)
-    torch.manual_seed(0)
-    expected = zero_blocks(weight, 0.5, 9)
-    torch.manual_seed(0)
-    assert torch.equal(zero_blocks(weight.to(memory_format=torch.channels_last), 0.5, 9), expected)
+def test_rowwise_literal() -> None:
+    some, every = Drawn(torch.tensor([0, 3, 5])), Drawn(slice(None))
+    assert rowwise(torch.tensor([10.0, 20.0]), some, columns=3).tolist() == [[10.0], [20.0], [20.0]]
+    assert rowwise(torch.tensor([10.0, 20.0]), every, columns=2).tolist() == [[10.0], [10.0], [20.0], [20.0]]
+    assert rowwise(torch.tensor([10.0]), some, columns=3).tolist() == [[10.0]]
 
 
-@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
-def test_the_rate_is_the_share_that_is_distorted(p: float) -> None:
-    torch.manual_seed(0)
-    weight = a_weight(400, 400)
-    tolerance = 5 * (p * (1 - p)) ** 0.5
-    blocks = (zero_blocks(weight, p, 4) == 0).float().mean()
-    assert abs(float(blocks) - p) < tolerance / (400 * 100) ** 0.5
-    singles = (int8(weight, p) != weight).float().mean()  # a row's largest weight is on the grid already
-    assert abs(float(singles) - p) < tolerance / (400 * 400) ** 0.5 + 2 / 400
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_int8_at_rate_1_is_the_weight_that_compression_stores(per_channel: bool) -> None:
-    weight = a_weight(12, 5, 3, 3)
-    assert torch.equal(int8(weight, 1.0, per_channel), IntWeight.from_float(weight, per_channel).dequantize())
-
-
-def test_int8_literal() -> None:
-    weight = torch.tensor([[127.0, 0.4, -2.6], [0.0, 0.0, 0.0], [-12.7, 0.26, 0.05]])
-    expected = torch.tensor([[127.0, 0.0, -3.0], [0.0, 0.0, 0.0], [-12.7, 0.3, 0.0]])
-    torch.testing.assert_close(int8(weight, 1.0), expected, rtol=1e-6, atol=1e-6)
-
-
-@settings(max_examples=30, deadline=None)
-@given(out=st.integers(1, 9), row=st.integers(1, 30), p=st.floats(0, 1), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**20))
-def test_int8_moves_a_weight_to_the_grid_or_leaves_it(out: int, row: int, p: float, dtype: torch.dtype, seed: int) -> None:
-    weight = a_weight(out, row, dtype=dtype, seed=seed)
-    torch.manual_seed(seed)
-    noised = int8(weight, p)
-    assert noised.dtype == dtype and noised.shape == weight.shape
-    on_grid = noised == IntWeight.from_float(weight).dequantize().to(dtype)
-    assert bool(((noised == weight) | on_grid).all())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rates_0_and_1(dtype: torch.dtype) -> None:
-    weight = a_weight(6, 8, dtype=dtype)
-    assert torch.equal(zero_blocks(weight, 0.0, 4), weight)
-    assert torch.equal(int8(weight, 0.0), weight)
-    assert torch.equal(zero_blocks(weight, 1.0, 4), torch.zeros_like(weight))
-
-
-def test_straight_through_literal() -> None:
-    weight = torch.tensor([3.0, -5.0, 7.0], requires_grad=True)
-    noised = torch.tensor([0.0, -4.0, 7.0])
-    seen = straight_through(weight, noised)
+def test_a_noise_passes_the_gradient_straight_through() -> None:
+    weight = torch.tensor([[3.0, -5.0, 4.0]], requires_grad=True)
+    seen = Sevens(1)(weight, 1.0)
     torch.autograd.backward((seen * torch.tensor([10.0, 20.0, 30.0])).sum())
-    assert seen.tolist() == [0.0, -4.0, 7.0]
-    assert weight.grad is not None and weight.grad.tolist() == [10.0, 20.0, 30.0]
+    assert seen.tolist() == [[7.0, 7.0, 7.0]] and weight.tolist() == [[3.0, -5.0, 4.0]]
+    assert weight.grad is not None and weight.grad.tolist() == [[10.0, 20.0, 30.0]]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from qn_deploy.recipe import Int8, Method, Recipe, Table, conv_net, transformer
+from qn_deploy.recipe import Int8, Method, Recipe, Table, conv_net, efficientnet, resnet, roberta, transformer, transformer_lm
 
 
 def conv(kernel: Any) -> nn.Module:
@@ -25,7 +25,27 @@ def conv(kernel: Any) -> nn.Module:
         (transformer(), "layer.0.attention.self.query.weight", nn.Linear(8, 8), Table(4)),
         (transformer(64), "layers.0.fc1.weight", nn.Linear(8, 8), Table(8, 64)),
         (transformer(), "embed.weight", nn.Embedding(8, 8), Table(8)),
+        (transformer(), "encoder.in_proj_weight", nn.MultiheadAttention(8, 2), Table(4)),
         (transformer(), "stem.weight", conv(3), Int8()),
+        (efficientnet(), "features.0.0.weight", conv(3), Int8()),
+        (efficientnet(), "features.2.0.block.0.0.weight", conv(1), Table(4)),
+        (efficientnet(), "features.2.0.block.1.0.weight", conv(3), Table(9)),
+        (efficientnet(), "features.3.0.block.1.0.weight", conv(5), Table(25)),
+        (efficientnet(), "features.3.0.block.2.fc1.weight", conv(1), Table(4)),
+        (efficientnet(), "classifier.1.weight", nn.Linear(8, 8), Table(4)),
+        (resnet(), "conv1.weight", conv(7), Int8()),
+        (resnet(), "layer1.0.conv1.weight", conv(1), Table(4)),
+        (resnet(), "layer1.0.conv2.weight", conv(3), Table(9)),
+        (resnet(), "fc.weight", nn.Linear(8, 8), Table(4, 2048)),
+        (roberta(), "encoder.sentence_encoder.layers.0.self_attn.q_proj.weight", nn.Linear(8, 8), Table(4)),
+        (roberta(), "roberta.encoder.layer.0.attention.output.dense.weight", nn.Linear(8, 8), Table(4)),
+        (roberta(), "roberta.encoder.layer.0.intermediate.dense.weight", nn.Linear(8, 8), Table(8)),
+        (roberta(), "roberta.encoder.layer.0.output.dense.weight", nn.Linear(8, 8), Table(8)),
+        (roberta(), "roberta.embeddings.word_embeddings.weight", nn.Embedding(8, 8), Table(8)),
+        (transformer_lm(), "decoder.layers.0.fc1.weight", nn.Linear(8, 8), Table(8)),
+        (transformer_lm(), "decoder.layers.0.self_attn.k_proj.weight", nn.Linear(8, 8), Table(4)),
+        (transformer_lm(), "decoder.embed_tokens.embeddings.1.0.weight", nn.Embedding(8, 8), Table(8)),
+        (transformer_lm(), "decoder.embed_tokens.embeddings.1.1.weight", nn.Linear(8, 8), Table(4)),
     ],
 )
 def test_the_papers_block_sizes(recipe: Recipe, name: str, module: nn.Module, expected: Method) -> None:
