@@ -14,7 +14,7 @@ from rich.table import Table as TextTable
 from torch import Tensor, nn
 
 from qn_deploy import noise
-from qn_deploy.compress import IPQ, CompressedWeight, compress, ipq
+from qn_deploy.compress import IPQ, CompressedWeight, Progress, compress, ipq
 from qn_deploy.files import make_folder
 from qn_deploy.program import build
 from qn_deploy.program.exporter import find_exporters
@@ -90,13 +90,18 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
     make_folder(folder)
     model = train(digits, progress)
     batches = list(torch.split(digits.train, BATCH))
+
+    def tuned(at: Progress) -> None:
+        if at.share == 1 and at.loss is not None:
+            progress(f"iPQ: group {at.stage + 1} of {at.stages} tuned ({', '.join(at.names)}), loss {at.loss:.4f}")
+
     progress("iPQ: compressing group by group")
     compressed = ipq(
         model,
         RECIPE,
         [(batch,) for batch in batches],
         IPQ(stages=2, steps=120, final_steps=120, lr=0.05, seed=SEED),
-        progress=lambda index, names, loss: progress(f"iPQ: group {index + 1} tuned ({', '.join(names)}), loss {loss:.4f}"),
+        progress=tuned,
     )
     progress(f"saving {folder / 'model.pt'}")
     program = save(

@@ -16,6 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from qn_deploy.compress import compress
+from qn_deploy.recipe import Recipe, Rule, Table
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
 
@@ -113,15 +116,17 @@ def test_shuffled_gives_whole_batches_epoch_after_epoch(count: int, batch: int, 
         assert len(set(epoch.tolist())) == len(epoch) and 0 <= int(epoch.min()) <= int(epoch.max()) < count
 
 
-def test_images_are_decoded_normalised_and_sampled(tmp_path: Path) -> None:
-    # 20 gray JPEGs; the label is the level.
+def gray_archive(file: Path, labels: np.ndarray) -> None:
+    """20 gray JPEGs, of levels 0 to 190."""
     files = []
     for level in range(0, 200, 10):
         Image.new("RGB", (32, 32), (level, level, level)).save(buffer := io.BytesIO(), "JPEG", quality=95)
         files.append(np.frombuffer(buffer.getvalue(), np.uint8))
-    offset = np.cumsum([0, *map(len, files)])
-    np.savez(tmp_path / "a.npz", jpeg=np.concatenate(files), offset=offset, label=np.arange(0, 200, 10))
+    np.savez(file, jpeg=np.concatenate(files), offset=np.cumsum([0, *map(len, files)]), label=labels)
 
+
+def test_images_are_decoded_normalised_and_sampled(tmp_path: Path) -> None:
+    gray_archive(tmp_path / "a.npz", np.arange(0, 200, 10))
     images, labels = cifar10.images(tmp_path / "a.npz", 8, seed=3)
     assert images.shape == (8, 3, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
     assert len(set(labels.tolist())) == 8 and labels.tolist() != sorted(labels.tolist())
@@ -141,7 +146,7 @@ def test_missing_data_is_told_and_no_failure(tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_the_one_of_the_published_sizes() -> None:
-    script, models = load("cifar_resnet"), load("models")
+    script, models = load("cifar_training"), load("models")
     model = models.CifarResNet()
     methods = {
         name: script.RECIPE.method_for(f"{name}.weight", module) for name, module in model.named_modules() if hasattr(module, "weight")
@@ -154,3 +159,79 @@ def test_the_recipe_is_the_one_of_the_published_sizes() -> None:
         for name, module in convolutions.items()
         if name != "conv1"
     )
+
+
+def test_kmeans_is_measured(tmp_path: Path) -> None:
+    options = ["--rows", "64", "--columns", "64", "--centroids", "16", "--samples", "2", "--threads", str(torch.get_num_threads())]
+    result = CliRunner().invoke(load("kmeans").main, [*options, "--json", str(tmp_path / "rows.json")])
+    assert result.exit_code in (0, 1), result.output  # so small a matrix keeps no bar
+    measured = {row["name"]: row["value"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert measured["error"] == pytest.approx(measured["error, faiss"], rel=0.1)
+    assert measured["weighted time: ours / faiss"] > 0
+
+
+def test_seeds_become_a_mean_with_a_bar_and_a_spread() -> None:
+    assert rows.over_seeds("a", [80.0, 83.0, 82.0], "%", 81.5) == [
+        rows.Row("a: mean", pytest.approx(81 + 2 / 3), "%", ">= 81.5", True),
+        rows.Row("a: spread", 3.0, "%"),
+    ]
+    assert rows.over_seeds("a", [80.0], "%")[0] == rows.Row("a: mean", 80.0, "%")
+
+
+def test_constants_are_tables_and_what_stayed_float() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(16, 64, 3, bias=False), torch.nn.BatchNorm2d(64), torch.nn.Flatten()).eval()
+    compressed = compress(model, Recipe((Rule(Table(9, 16, 1)),)), (torch.zeros(1, 16, 3, 3),))
+    assert load("classifier").constants(compressed) == 64 * 16 // 2 + 16 * 9 + 4 * 64 + 4 * 64  # codes, centroids, scales, the folded bias
+
+
+def test_sentences_become_numbers_and_batches() -> None:
+    text = load("text")
+    numbers = text.vocabulary(["b a", "c a"])
+    assert numbers == {"a": 2, "b": 3, "c": 4}
+    found = text.encode([("c new a", 1), ("b", 0)], numbers)
+    assert found.ids[:, :4].tolist() == [[4, text.UNKNOWN, 2, text.PAD], [3, 0, 0, 0]] and found.labels.tolist() == [1, 0]
+    assert sorted(batch.ids.shape[1] for batch in found.batches(1, seed=0)) == [1, 3]
+
+
+def test_padding_changes_no_answer() -> None:
+    text = load("text")
+    model = text.TextClassifier(10, width=16).eval()
+    ids = torch.randint(2, 10, (3, 5))
+    assert torch.allclose(model(ids), model(torch.nn.functional.pad(ids, (0, 4))), atol=1e-6)
+
+
+def test_fit_keeps_the_best_epoch(tmp_path: Path) -> None:
+    text = load("text")
+    torch.manual_seed(0)
+    model = text.TextClassifier(6, width=16)
+    train = text.Sentences(torch.tensor([[2, 3], [4, 5]] * 32), torch.tensor([0, 1] * 32))
+    wrong = text.Sentences(train.ids, 1 - train.labels)  # so that learning makes dev worse
+    started = []
+    text.fit(model, train, wrong, 6, 1e-2, 0, lambda: started.append(wrong.accuracy(model.eval())))
+    assert len(started) == 6
+    assert wrong.accuracy(model) >= max(started[1:])
+
+
+def test_sst2_is_measured(tmp_path: Path) -> None:
+    for file in load("sst2").FILES:
+        (tmp_path / file).write_text("a good film\t1\na bad film\t0\n" * 16)
+    options = ["--seeds", "2", "--width", "16", "--epochs", "2", "--tune-steps", "1", "--threads", str(torch.get_num_threads())]
+    result = CliRunner().invoke(load("sst2").main, ["--data", str(tmp_path), *options, "--json", str(tmp_path / "rows.json")])
+    assert result.exit_code == 1, result.output  # so few words make no model 24 times smaller
+    measured = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert "Quant-Noise, tables, tuned: mean" in measured and measured["float constants / ours"]["met"] is False
+
+
+def test_noise_on_resnet_is_measured(tmp_path: Path) -> None:
+    for name in ("TRAIN", "TEST"):
+        (tmp_path / getattr(cifar10, name)).parent.mkdir(exist_ok=True)
+        gray_archive(tmp_path / getattr(cifar10, name), np.arange(20) // 2)
+    (tmp_path / cifar10.RESNET20).parent.mkdir()
+    torch.save({"state_dict": load("models").CifarResNet().state_dict()}, tmp_path / cifar10.RESNET20)
+    options = ["--seeds", "1", "--images", "20", "--train-images", "20", "--steps", "1", "--ipq-steps", "1"]
+    options += ["--threads", str(torch.get_num_threads()), "--json", str(tmp_path / "rows.json")]
+    result = CliRunner().invoke(load("cifar_noise").main, ["--data", str(tmp_path), *options])
+    assert result.exit_code == 1, result.output
+    measured = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert {"Quant-Noise, then iPQ: mean", "Quant-Noise, then int4: mean", "iPQ: gain by noise, mean"} <= measured.keys()
+    assert measured["Quant-Noise, then iPQ: constants"]["met"] is True

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qn_deploy.compress.batchnorm import fold_batchnorm
+from qn_deploy.compress.feedback import Feedback, integers_with_feedback, table_with_feedback
 from qn_deploy.compress.layers import attach_tied, attach_weight, bake, compressed_weights
+from qn_deploy.compress.moments import Batch, Moments, measured
+from qn_deploy.compress.progress import Progress, Tell
 from qn_deploy.compress.tables import table_from_weight
 from qn_deploy.compress.weights import CompressedWeight, IntWeight
 from qn_deploy.errors import CompressionError
@@ -68,21 +72,48 @@ class Target:
         return not any(isinstance(slot.module, ONE_SCALE) for slot in self.slots)
 
 
-def compress(model: nn.Module, recipe: Recipe, example_inputs: tuple[Tensor, ...], seed: int = 0) -> Compressed:
+def compress(
+    model: nn.Module,
+    recipe: Recipe,
+    example_inputs: Batch,
+    seed: int = 0,
+    calibration: Iterable[Batch] | None = None,
+    feedback: Feedback | None = None,
+    progress: Tell | None = None,
+) -> Compressed:
     """Compresses a trained model without any fine-tuning (paper section 3.2); BatchNorm is folded first.
+
+    With calibration inputs, which need no labels, the same bytes lose far less: layer after layer, in the order of their calls, codes
+    are chosen with error feedback, and each layer makes up for some of what those before it have changed.
 
     Args:
         model: float32; it is not changed.
         recipe: which weight is compressed how.
         example_inputs: one tensor for each input, to trace the model with.
         seed: of the k-means.
+        calibration: batches of inputs, a few hundred samples in all, without padding; None for plain k-means.
+        feedback: how they are used.
+        progress: called after each weight.
 
     Raises:
         CompressionError: a weight can't be compressed; the message names it.
+        InputError: there are no calibration batches.
     """
     reference, student = reference_and_student(model, example_inputs)
     found, left = targets(student, recipe)
-    left.update({target.name: reason for target in found if (reason := attach(target, seed))})
+    slots = [target.slots for target in found]
+    stages = [([*range(len(found))], None)] if calibration is None else measured(reference, student, slots, calibration)
+    done = 0
+    for stage, moments in stages:
+        for target in (found[index] for index in stage):
+            reason = attach(target, seed, moments=moments, feedback=feedback or Feedback())
+            if reason is None and moments is None and calibration is not None:
+                reason = "no calibration input reached it: compressed without error feedback"
+            if reason:
+                left[target.name] = reason
+            done += 1
+            if progress:
+                progress(Progress(0, 1, "compressing", (target.name,), done / len(found)))
     return Compressed(student, recipe, reference, left)
 
 
@@ -127,8 +158,10 @@ def targets(model: nn.Module, recipe: Recipe) -> tuple[list[Target], dict[str, s
     return found, left
 
 
-def attach(target: Target, seed: int = 0, int8_in_loop: bool = True) -> str | None:
-    """Compresses one weight as it is now and attaches it to its modules.
+def attach(
+    target: Target, seed: int = 0, int8_in_loop: bool = True, moments: Moments | None = None, feedback: Feedback | None = None
+) -> str | None:
+    """Compresses one weight as it is now and attaches it to its modules, with what is known of its inputs, if anything is.
 
     Returns:
         None, or the reason why it became int8 where a table was asked for.
@@ -137,7 +170,7 @@ def attach(target: Target, seed: int = 0, int8_in_loop: bool = True) -> str | No
         CompressionError: the weight holds NaN or infinity, or is not float32; the message names it.
     """
     try:
-        weight, reason = _compress_weight(target, seed)
+        weight, reason = _compress_weight(target, seed, moments or Moments(), feedback or Feedback())
         put(target, weight, int8_in_loop)
     except CompressionError as error:
         raise CompressionError(f"{target.name}: {error}") from None
@@ -161,14 +194,23 @@ def no_table(target: Target) -> str | None:
     return None
 
 
-def _compress_weight(target: Target, seed: int) -> tuple[CompressedWeight, str | None]:
-    weight, method = target.weight.cpu(), target.method
+def _compress_weight(target: Target, seed: int, moments: Moments, feedback: Feedback) -> tuple[CompressedWeight, str | None]:
+    weight, method, per_channel = target.weight.cpu(), target.method, target.per_channel
     if not isinstance(method, Table):
-        return IntWeight.from_float(weight, target.per_channel, method), None
-    plain = IntWeight.from_float(weight, target.per_channel)
+        return _integers(weight, method, per_channel, moments, feedback), None
     if reason := no_table(target):
-        return plain, reason
-    table = table_from_weight(weight, method, seed, target.per_channel)
+        return _integers(weight, Int8(), per_channel, moments, feedback), reason
+    if moments.gram is None or method.residual:
+        table = table_from_weight(weight, method, seed, per_channel, moments.lookups)
+    else:
+        table = table_with_feedback(weight, method, moments, feedback, seed, per_channel)
+    plain = IntWeight.from_float(weight, per_channel)
     if table.nbytes >= plain.nbytes:
         return plain, f"int8: a table takes {table.nbytes} bytes, int8 {plain.nbytes}"
     return table, None
+
+
+def _integers(weight: Tensor, method: Int8 | Int4, per_channel: bool, moments: Moments, feedback: Feedback) -> IntWeight:
+    if moments.gram is None:
+        return IntWeight.from_float(weight, per_channel, method)
+    return integers_with_feedback(weight, method, moments, feedback, per_channel)

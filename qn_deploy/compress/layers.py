@@ -89,7 +89,7 @@ def bake(model: nn.Module) -> None:
 @torch.no_grad()
 def round_centroids(model: nn.Module) -> None:
     """Puts int8 into the loop: from here on the forward pass sees every table's centroids on their int8 grid, whose step is now fixed."""
-    for table, (centroids, scale, *residual) in _tables(model):
+    for table, (centroids, scale, *residual) in tables(model):
         if not table.int8_in_loop:
             books, step = on_grid([centroids, *residual], scale)
             for old, new in zip((centroids, *residual, scale), (*books, step), strict=True):
@@ -100,7 +100,7 @@ def round_centroids(model: nn.Module) -> None:
 @torch.no_grad()
 def clamp_tables(model: nn.Module) -> None:
     """Puts scales, and centroids with int8 in the loop, back into their range; call it after each step of an optimizer."""
-    for table, (centroids, scale, *residual) in _tables(model):
+    for table, (centroids, scale, *residual) in tables(model):
         scale.clamp_(min=_SMALLEST_SCALE)
         if table.int8_in_loop:
             for book in (centroids, *residual):
@@ -138,7 +138,7 @@ def _compressed(carried: ParametrizationList) -> CompressedWeight:
     return kind.compressed(*carried.parameters(recurse=False))
 
 
-def _tables(model: nn.Module) -> list[tuple[TableWeight, list[nn.Parameter]]]:
+def tables(model: nn.Module) -> list[tuple[TableWeight, list[nn.Parameter]]]:
     """Each table once, with its centroids, its scale and its residual centroids."""
     unique = {id(carried): carried for _, carried in _carried(model)}
     return [(kind, list(carried.parameters(recurse=False))) for carried in unique.values() if isinstance(kind := carried[0], TableWeight)]

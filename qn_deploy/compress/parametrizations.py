@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qn_deploy.compress.ranges import limit
@@ -31,7 +32,7 @@ class TableWeight(nn.Module):
         super().__init__()
         for name, table in zip(("codes", "residual_codes"), weight.tables, strict=False):
             self.register_buffer(name, table.codes)
-            self.register_buffer(f"_{name}_offsets", table.offsets.long(), persistent=False)
+            self.register_buffer(f"_{name}_offsets", table.offsets, persistent=False)
         self.shape = weight.shape
         self.int8_in_loop = int8_in_loop
         first, *more = (table.centroids.float() for table in weight.tables)
@@ -42,7 +43,7 @@ class TableWeight(nn.Module):
         tables, rows, begin = [], [], 0
         for (codes, offsets), book in zip(self._codes(), (centroids, *residual), strict=True):
             tables.append(book.flatten(0, 1))
-            rows.append(codes.long() + offsets + begin)
+            rows.append(codes.int() + offsets + begin)
             begin += len(tables[-1])
         decoded: Tensor = _Decode.apply(torch.cat(tables), scale, torch.stack(rows), self.int8_in_loop)
         return decoded.reshape(self.shape)
@@ -114,29 +115,39 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, scale: Tensor, rows: Tensor, int8_in_loop: bool) -> Tensor:
-        ctx.save_for_backward(table, scale, rows)
-        ctx.int8_in_loop = int8_in_loop
-        return scale[:, None] * _values(table, rows, int8_in_loop).flatten(1)
+        # In place, since the weight of an embedding is most of a model, and fresh memory costs more than the multiplication.
+        weight = _values(table, rows, int8_in_loop).flatten(1).mul_(scale[:, None])
+        ctx.save_for_backward(scale, rows, weight)
+        ctx.table_shape = table.shape
+        return weight
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        table, scale, rows = ctx.saved_tensors
-        blocks = _values(table, rows, ctx.int8_in_loop)  # [out, B, d]
-        grad = grad.reshape(blocks.shape)
-        rowwise = scale.expand(blocks.shape[0])[:, None]  # [out, 1]
+        scale, rows, weight = ctx.saved_tensors  # [out] or [1], [R, out, B], [out, B*d]
+        size, d = ctx.table_shape
+        rowwise = scale.expand(len(weight))[:, None]
+        length = (torch.linalg.vector_norm(weight, dim=1) / rowwise[:, 0]).square()
+        square = rowwise.square().expand(rows.shape[1:]).flatten()
+        total = grad.new_zeros(size)
+        for chosen in rows:
+            total.index_add_(0, chosen.flatten().long(), square)  # int32 indices take ten times as long
+
+        # A batch reads few rows of an embedding; those without a gradient add nothing to the sums below.
+        read = torch.linalg.vector_norm(grad, dim=1) != 0
+        if not read.all():
+            grad, weight, rows, rowwise = grad[read], weight[read], rows[:, read], rowwise[read]
 
         # centroid: sum of s*g over sum of s^2, both over its blocks; the floor keeps blocks of vanishing rows from exploding
-        square = rowwise.square().expand(blocks.shape[:2]).flatten()
-        pull = (rowwise[..., None] * grad).flatten(0, 1)
-        moved, total = torch.zeros_like(table), table.new_zeros(table.shape[0])
+        pull = (rowwise * grad).reshape(-1, d)
+        moved = grad.new_zeros(size, d)
         for chosen in rows:
-            moved.index_add_(0, chosen.flatten(), pull)
-            total.index_add_(0, chosen.flatten(), square)
+            moved.index_add_(0, chosen.flatten().long(), pull)
         floor = (1e-6 * square.max()).clamp_min(torch.finfo(torch.float32).tiny)
         centroid_grad = moved / total.clamp_min(floor)[:, None]
 
         # scale: sum of c*g over sum of c^2, both over its rows; in int8 steps, so 1 is next to nothing
-        along, length = (blocks * grad).sum((1, 2)), blocks.square().sum((1, 2))
+        along = torch.zeros_like(length)
+        along[read] = torch.linalg.vecdot(weight, grad) / rowwise[:, 0]
         if scale.numel() == 1:
             along, length = along.sum()[None], length.sum()[None]
         return centroid_grad, along / length.clamp_min(1.0), None, None
@@ -146,7 +157,7 @@ def _values(table: Tensor, rows: Tensor, int8_in_loop: bool) -> Tensor:
     """float32 [out, B, d]: the blocks that rows [R, out, B] of the table add up to, saturating as PQWeight does."""
     if int8_in_loop:
         table = to_int8(table)
-    first, *more = (table[chosen] for chosen in rows)
+    first, *more = (F.embedding(chosen, table) for chosen in rows)
     for second in more:
         first = first + second
         if int8_in_loop:

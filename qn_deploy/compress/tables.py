@@ -15,7 +15,7 @@ from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
 
 
-def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel: bool = True) -> PQWeight:
+def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel: bool = True, lookups: Tensor | None = None) -> PQWeight:
     """Quantizes a weight by blocks of `method.block_size`, each group of block columns with its own codebook (paper section 3.2).
 
     Rows are divided by their root mean square before the clustering, so that rows of different norm share centroids. Rows of zeros
@@ -26,6 +26,7 @@ def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel:
         method: block size, number of centroids and of codebooks, size of the residual codebook.
         seed: of the k-means.
         per_channel: False gives one scale for the whole weight, as an embedding wants, where 4 bytes a row cost as much as the codes.
+        lookups: float32 [out], how often each row of an embedding is looked up, which decides what its error counts; None if not known.
 
     Returns:
         A PQWeight with at most `method.centroids` centroids a codebook; each is in use, or pads a codebook to the size of the largest.
@@ -35,14 +36,15 @@ def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel:
     """
     blocks, scale, live = normalised(weight, method.block_size, per_channel)
     books = method.books(*blocks.shape[:2])
-    centroids = codebooks(blocks, books, method.centroids, live, seed)
+    importance = None if lookups is None else (lookups + 1).cpu()[:, None, None].expand_as(blocks)  # a row not seen yet will come
+    centroids = codebooks(blocks, books, method.centroids, live, seed, importance)
     step = grid_step(centroids)
     first, decoded = _assigned(blocks / step, [to_int8(book / step) for book in centroids])
     table = as_weight(first, scale[: None if per_channel else 1] * step, weight.shape)
     if not method.residual:
         return table
     rest = blocks / step - decoded
-    second, _ = _assigned(rest, [to_int8(book) for book in codebooks(rest, books, method.residual, live, seed)])
+    second, _ = _assigned(rest, [to_int8(book) for book in codebooks(rest, books, method.residual, live, seed, importance)])
     return as_weight(first, table.scale, weight.shape, residual=as_weight(second, table.scale, weight.shape))
 
 

@@ -138,3 +138,54 @@ def test_nan_names_the_layer(method: Table | Int8) -> None:
 def test_half_precision_names_the_layer_and_the_way_out() -> None:
     with pytest.raises(CompressionError, match=r"weight: a Linear weight of torch.bfloat16 .* call model\.float\(\)"):
         compress(nn.Linear(8, 8).bfloat16(), Recipe((Rule(Int8()),)), (torch.ones(1, 8, dtype=torch.bfloat16),))
+
+
+def test_calibration_inputs_halve_what_is_lost() -> None:
+    model = a_net().eval()
+    inputs = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + torch.linspace(-2, 2, 8)
+    seen, unseen = inputs[:64], inputs[64:]
+    plain = compress(model, RECIPE, (IMAGES,))
+    found = compress(model, RECIPE, (IMAGES,), calibration=[(batch,) for batch in seen.split(32)])
+
+    def lost(result: nn.Module) -> float:
+        with torch.no_grad():
+            return float((result(unseen) - model(unseen)).square().mean())
+
+    assert {name: type(weight) for name, weight in found.weights.items()} == {name: type(weight) for name, weight in plain.weights.items()}
+    assert sum(weight.nbytes for weight in found.weights.values()) <= sum(weight.nbytes for weight in plain.weights.values())
+    assert found.left == plain.left
+    assert lost(found.model) < 0.5 * lost(plain.model)
+
+
+def test_weights_that_no_input_reached_are_told() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+            self.last = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.attention(x, x, x, need_weights=False)[0])
+            return out
+
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    result = compress(Attends(), Recipe((Rule(Table(4, 4)),)), (x,), calibration=[(x,)])
+    unseen = ["attention.in_proj_weight", "attention.out_proj.weight"]  # torch hands them on, and calls no module
+    assert list(result.weights) == [*unseen, "last.weight"]
+    assert result.left == dict.fromkeys(unseen, "no calibration input reached it: compressed without error feedback")
+
+
+def test_a_tied_weight_is_calibrated_for_both_readers() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(64, (4, 9))
+    result = compress(Language(), Recipe((Rule(Table(4, 16)),)), (tokens,), calibration=[(tokens,)])
+    assert result.left == {} and set(result.weights) == {"embed.weight", "out.weight"}
+    assert torch.equal(result.model.embed.weight, result.model.out.weight)
+
+
+def test_progress_names_each_weight() -> None:
+    seen: list[tuple[tuple[str, ...], float]] = []
+    compress(a_net(), RECIPE, (IMAGES,), calibration=[(IMAGES,)], progress=lambda at: seen.append((at.names, at.share)))
+    assert seen == [
+        ((f"{name}.weight",), share) for name, share in zip(("conv", "body", "small", "odd"), (0.25, 0.5, 0.75, 1.0), strict=True)
+    ]

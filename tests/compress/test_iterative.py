@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress import IPQ, IntWeight, PQWeight, compress, ipq
+from qn_deploy.compress import IPQ, TRANSFORMER, IntWeight, PQWeight, Progress, compress, ipq
 from qn_deploy.compress.apply import attach
-from qn_deploy.compress.iterative import distance
+from qn_deploy.compress.distill import distance
 from qn_deploy.compress.parametrizations import TableWeight
 from qn_deploy.errors import CompressionError, InputError
-from qn_deploy.recipe import Int8, Recipe, Rule, Table
+from qn_deploy.recipe import Int4, Int8, Recipe, Rule, Table
 
 RECIPE = Recipe((Rule(Int8(), name="6.*"), Rule(Table(9, 8), module="Conv2d"), Rule(Table(4, 8), module="Linear")))
 QUICK = IPQ(steps=15, final_steps=15, lr=0.02)
@@ -74,19 +75,88 @@ def test_without_a_step_it_is_compression_alone() -> None:
         assert torch.equal(weight.dequantize(), tuned.weights[name].dequantize())
 
 
+def stages(config: IPQ, net: nn.Module | None = None, recipe: Recipe = RECIPE) -> list[tuple[str, ...]]:
+    """The names of the weights that each stage fine-tunes after, the int8 stage last."""
+    seen: dict[int, tuple[str, ...]] = {}
+
+    def note(at: Progress) -> None:
+        if at.task == "fine-tuning":
+            seen[at.stage] = at.names
+
+    ipq(net or a_net(), recipe, batches(), config, progress=note)
+    return [seen[stage] for stage in sorted(seen)]
+
+
 def test_groups_follow_the_globs_in_order_and_the_rest_comes_last() -> None:
-    seen: list[tuple[int, tuple[str, ...]]] = []
-    config = IPQ(groups=("6.*", "0.*"), steps=1, final_steps=1)
-    ipq(a_net(), RECIPE, batches(), config, progress=lambda index, names, value: seen.append((index, names)))
     everything = ("0.weight", "5.0.weight", "6.weight")
-    assert seen == [(0, ("6.weight",)), (1, ("0.weight",)), (2, ("5.0.weight",)), (3, everything)]
+    found = stages(IPQ(groups=("6.*", "0.*"), steps=1, final_steps=1))
+    assert found == [("6.weight",), ("0.weight",), ("5.0.weight",), everything]
 
 
 def test_the_first_glob_that_matches_decides() -> None:
-    seen: list[tuple[str, ...]] = []
-    config = IPQ(groups=("0.*", "*"), steps=0, final_steps=0)
-    ipq(a_net(), RECIPE, batches(), config, progress=lambda index, names, value: seen.append(names))
-    assert seen[:2] == [("0.weight",), ("5.0.weight", "6.weight")]
+    found = stages(IPQ(groups=(("nothing", "0.*"), "*"), steps=1, final_steps=0))
+    assert found == [("0.weight",), ("5.0.weight", "6.weight")]
+
+
+class Named(nn.Module):
+    """A chain of Linear layers by the names that a checkpoint of another library gives them."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            *path, leaf = name.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module.get_submodule(part)
+            module.add_module(leaf, nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.modules():
+            x = module(x) if isinstance(module, nn.Linear) else x
+        return x
+
+
+FAIRSEQ = ("decoder.embed_tokens", "decoder.layers.0.self_attn.q_proj", "decoder.layers.0.fc1", "decoder.layers.0.fc2", "output_projection")
+BERT = (
+    "embeddings.word_embeddings",
+    "encoder.layer.0.attention.self.query",
+    "encoder.layer.0.attention.output.dense",
+    "encoder.layer.0.intermediate.dense",
+    "encoder.layer.0.output.dense",
+    "classifier",
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"), [(FAIRSEQ, [(2, 3), (0,), (1,), (4,)]), (BERT, [(3, 4), (0,), (1, 2), (5,)])], ids=["fairseq", "bert"]
+)
+@pytest.mark.parametrize("groups", [(), TRANSFORMER], ids=["default", "asked"])
+def test_transformers_go_by_the_papers_order(names: tuple[str, ...], order: list[tuple[int, ...]], groups: tuple[str, ...]) -> None:
+    seen: dict[int, list[str]] = {}
+
+    def note(at: Progress) -> None:
+        seen.setdefault(at.stage, []).extend(at.names)
+
+    data = [(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)),)]
+    ipq(Named(*names), Recipe((Rule(Int8()),)), data, IPQ(groups=groups, steps=0, final_steps=0), progress=note)
+    assert [seen[stage] for stage in sorted(seen)] == [[f"{names[i]}.weight" for i in group] for group in order]
+
+
+def test_progress_tells_each_weight_and_each_step() -> None:
+    seen: list[Progress] = []
+    ipq(a_net(), RECIPE, batches(), IPQ(stages=1, steps=2, final_steps=1), progress=seen.append)
+    everything = ("0.weight", "5.0.weight", "6.weight")
+    assert [(at.stage, at.stages, at.task, at.names, round(at.share, 2)) for at in seen] == [
+        (0, 2, "compressing", ("0.weight",), 0.33),
+        (0, 2, "compressing", ("5.0.weight",), 0.67),
+        (0, 2, "compressing", ("6.weight",), 1.0),
+        (0, 2, "fine-tuning", everything, 0.5),
+        (0, 2, "fine-tuning", everything, 1.0),
+        (1, 2, "fine-tuning", everything, 1.0),
+    ]
+    assert all((at.loss is None) == (at.task == "compressing") for at in seen)
 
 
 def test_centroids_are_float_until_the_int8_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +168,61 @@ def test_centroids_are_float_until_the_int8_stage(monkeypatch: pytest.MonkeyPatc
         return reason
 
     monkeypatch.setattr("qn_deploy.compress.iterative.attach", watched)
-    seen: list[set[bool]] = []
-    ipq(a_net(), RECIPE, batches(), QUICK, progress=lambda *_: seen.append({table.int8_in_loop for table in tables}))
-    assert seen == [{False}, {False}, {False}, {True}]
+    seen: dict[int, bool] = {}
+    ipq(a_net(), RECIPE, batches(), QUICK, progress=lambda at: seen.update({at.stage: all(table.int8_in_loop for table in tables)}))
+    assert seen[0] is False and seen == {0: False, 1: False, 2: False, 3: True}
+
+
+class Killed(Exception):
+    """What stops a run in these tests."""
+
+
+RESIDUAL = Recipe(
+    (Rule(Int4(), name="6.*"), Rule(Table(9, 8), module="Conv2d"), Rule(Table(4, 8, codebooks=2, residual=4), module="Linear"))
+)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, RESIDUAL], ids=["tables and int8", "residual and int4"])
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path, killed_in: int, recipe: Recipe) -> None:
+    stages: list[int] = []
+
+    def kill(at: Progress) -> None:
+        if at.stage == killed_in and at.share == 1:
+            raise Killed
+
+    config = IPQ(steps=5, final_steps=5, lr=0.02)
+    whole = ipq(a_net(), recipe, batches(), config)
+    with pytest.raises(Killed):
+        ipq(a_net(), recipe, batches(), config, progress=kill, resume=tmp_path / "run")
+    resumed = ipq(a_net(), recipe, batches(), config, progress=lambda at: stages.append(at.stage), resume=tmp_path / "run")
+    assert min(stages) == killed_in
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert whole.left == resumed.left and whole.weights.keys() == resumed.weights.keys()
+    for name, weight in whole.weights.items():
+        assert torch.equal(weight.dequantize(), resumed.weights[name].dequantize())
+
+
+def test_a_finished_run_is_given_back(tmp_path: Path) -> None:
+    recipe = Recipe((*RECIPE.rules[:-1], Rule(Table(5, 8), module="Linear")))  # 5 does not divide 64
+    first = ipq(a_net(), recipe, batches(), QUICK, resume=tmp_path / "run")
+    again = ipq(a_net(), recipe, batches(), QUICK, resume=tmp_path / "run", progress=lambda at: pytest.fail("it ran again"))
+    (x,) = batches()[0]
+    assert torch.equal(first.model(x), again.model(x)) and list(again.left) == ["5.0.weight"] and again.left == first.left
+
+
+@pytest.mark.parametrize("what", ["config", "recipe", "model", "batches"])
+def test_the_state_of_another_run_is_refused(tmp_path: Path, what: str) -> None:
+    ipq(a_net(), RECIPE, batches(), IPQ(steps=1, final_steps=1), resume=tmp_path / "run")
+    other = a_net()
+    if what == "model":
+        with torch.no_grad():
+            other.get_parameter("6.bias").add_(1)
+    recipe = RESIDUAL if what == "recipe" else RECIPE
+    data = batches()[::-1] if what == "batches" else batches()
+    with pytest.raises(InputError, match=r"run is the state of another run: .* resume with the same ones, .* or delete this one"):
+        ipq(other, recipe, data, IPQ(steps=2 if what == "config" else 1, final_steps=1), resume=tmp_path / "run")
 
 
 def test_a_scale_that_is_pushed_below_zero_stays_positive() -> None:
@@ -113,17 +235,15 @@ def test_a_scale_that_is_pushed_below_zero_stays_positive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "groups"),
+    ("count", "groups"),
     [
         (1, [("0.weight", "5.0.weight", "6.weight")]),
         (3, [("0.weight",), ("5.0.weight",), ("6.weight",)]),  # 288, 2048, 160 weights
         (9, [("0.weight",), ("5.0.weight",), ("6.weight",)]),
     ],
 )
-def test_stages_cut_the_model_by_bytes(stages: int, groups: list[tuple[str, ...]]) -> None:
-    seen: list[tuple[str, ...]] = []
-    ipq(a_net(), RECIPE, batches(), IPQ(stages=stages, steps=1, final_steps=0), progress=lambda index, names, value: seen.append(names))
-    assert seen[:-1] == groups
+def test_stages_cut_the_model_by_bytes(count: int, groups: list[tuple[str, ...]]) -> None:
+    assert stages(IPQ(stages=count, steps=1, final_steps=0)) == groups
 
 
 def test_a_frozen_model_is_still_tuned() -> None:
@@ -139,15 +259,6 @@ def test_another_teacher_is_followed_and_not_changed() -> None:
     config = IPQ(steps=40, final_steps=40, lr=0.1)
     tuned = ipq(a_net(), RECIPE, batches(), config, teacher=teacher)
     assert (tuned.model(*batches()[0]).argmax(1) == 0).all() and teacher.training
-
-
-def test_distance_is_kl_for_logits_and_relative_mean_squares_otherwise() -> None:
-    ours, theirs = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, torch.log(torch.tensor(3.0))]])
-    expected = 0.25 * torch.log(torch.tensor(0.5)) + 0.75 * torch.log(torch.tensor(1.5))
-    torch.testing.assert_close(distance(ours, theirs), expected)
-    torch.testing.assert_close(distance(2 * ours, 2 * theirs, temperature=2.0), 4 * expected)
-    assert float(distance(torch.tensor([3.0]), torch.tensor([2.0]))) == 0.25
-    assert float(distance((torch.tensor([3.0]), torch.tensor([3.0])), (torch.tensor([2.0]), torch.tensor([2.0])))) == 0.5
 
 
 def test_a_loss_that_explodes_names_the_group() -> None:

@@ -79,6 +79,13 @@ def test_exact_noise_takes_the_nearest_centroid_of_the_weight_as_it_is_now() -> 
     torch.testing.assert_close(noise(moved, 1.0), torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]), rtol=0.01, atol=0.0)
 
 
+def test_a_small_codebook_beside_a_large_one_gets_no_codewords_that_are_not_its_own() -> None:
+    weight = torch.cat([a_weight(16, 4), torch.ones(16, 4)], 1)
+    noise = learnt(ExactNoise(weight, Table(2, 8, 2), per_channel=False), weight)
+    weight[:, 4:] = 0.01  # nearer to zero than to the only codeword
+    torch.testing.assert_close(noise(weight, 1.0)[:, 4:], torch.ones(16, 4), rtol=0.02, atol=0.0)
+
+
 @settings(max_examples=20, deadline=None)
 @given(out=st.integers(1, 12), columns=st.integers(1, 6), d=st.integers(1, 4), books=st.integers(1, 6), seed=st.integers(0, 2**20))
 def test_a_block_becomes_a_codeword_of_its_own_column_or_stays(out: int, columns: int, d: int, books: int, seed: int) -> None:
