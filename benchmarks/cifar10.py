@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,25 @@ def shuffled(count: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
             steps -= 1
 
 
-def fine_tune(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int, batch: int, lr: float, seed: int) -> None:
-    """SGD with momentum on labelled images, in place; BatchNorm in training mode, the rate falls to 0 along a cosine."""
+def fine_tune(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    before: Callable[[int], None] = lambda step: None,
+) -> None:
+    """SGD with momentum on labelled images, in place; BatchNorm in training mode, the rate falls to 0 along a cosine.
+
+    `before` is called before each step with its number, from 0.
+    """
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     model.train()
-    for chosen in shuffled(len(labels), batch, steps, seed):
+    for step, chosen in enumerate(shuffled(len(labels), batch, steps, seed)):
+        before(step)
         loss = F.cross_entropy(model(inputs[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,33 +10,19 @@ import cifar10
 import click
 import paired
 import torch
+from cifar_training import BATCH, IPQ_BATCH, LR, RECIPE, TEMPERATURE, Training
 from classifier import Labelled, Stage, float_row, measure
-from rows import Row, below, finish, json_option, seed_option, skip
+from rows import Row, at_least, below, clock, finish, json_option, seed_option, skip
 from torch import Tensor, nn
 
-from qn_deploy import noise
-from qn_deploy.compress import IPQ, Compressed, compress, ipq
+from qn_deploy.compress import Compressed, compress
 from qn_deploy.program.exporter import find_exporters
-from qn_deploy.recipe import Int8, Recipe, Rule, Table
 
 TITLE = "ResNet-20 on CIFAR-10"
 ROOT = Path(__file__).resolve().parent.parent
-BATCH, CALIBRATION = 128, 256
-FINE_TUNE_LR = 0.01
-IPQ_BATCH, TEMPERATURE = 32, 4.0  # many small steps: without BatchNorm only a low learning rate is stable
+CALIBRATION = 256
 ONNX_MB = 0.14  # MB = 2^20 bytes
-
-# 3x3 kernels share codes, with a codebook of 64 where the layer reads 16 channels, else of 256. The stem sees raw pixels: int8.
-RECIPE = Recipe(
-    (
-        Rule(Int8(), name="conv1.weight"),
-        Rule(Table(9, 64), name="layer1.*"),
-        Rule(Table(9, 64), name="layer2.0.conv1.weight"),
-        Rule(Table(9, 256), module="Conv2d", kernel=(3, 3)),
-        Rule(Table(8, 16), module="Linear"),
-    ),
-    title="resnet20",
-)
+AFTER_TRAINING = 50.0  # % right, without fine-tuning
 
 
 @click.command(help=__doc__)
@@ -75,17 +59,17 @@ def main(
         sys.exit(skip(TITLE, reason, json_file))
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    progress = _clock()
+    progress = clock()
     progress("decoding images")
     tests = Labelled(*cifar10.images(data / cifar10.TEST, images, seed))
-    train, labels = cifar10.images(data / cifar10.TRAIN, train_images, seed)
-    calibration, train = train[:CALIBRATION], train.contiguous(memory_format=torch.channels_last)  # trains a quarter faster
+    inputs, labels = cifar10.images(data / cifar10.TRAIN, train_images, seed)
+    calibration, train = inputs[:CALIBRATION], Labelled(inputs.contiguous(memory_format=torch.channels_last), labels)
+    training = Training(train, steps, ipq_steps, ipq_lr, seed)
     downloaded = cifar10.resnet20(data / cifar10.RESNET20)
     rows = [float_row("as downloaded", downloaded, tests)]
 
     progress("fine-tuning the float model on these JPEGs")
-    model = copy.deepcopy(downloaded)
-    cifar10.fine_tune(model, train, labels, steps, BATCH, FINE_TUNE_LR, seed)
+    model = training.fine_tuned(downloaded)
     rows.append(float_row("fine-tuned", model, tests))
 
     def road(name: str, compressed: Compressed) -> Stage:
@@ -93,27 +77,22 @@ def main(
         rows.extend([*stage.rows, below(f"{name}: model.onnx in MB", len(stage.files["onnx"]) / 2**20, "MB", ONNX_MB)])
         return stage
 
-    def iterative(student: nn.Module) -> Compressed:
-        batches = [(batch,) for batch in torch.split(train, IPQ_BATCH)]
-        config = IPQ(stages=3, steps=ipq_steps, final_steps=ipq_steps, lr=ipq_lr, temperature=TEMPERATURE, seed=seed)
-        return ipq(student, RECIPE, batches, config, teacher=model)
-
     progress("compressing after training")
-    road("after training", compress(model, RECIPE, (tests.inputs[:1],), seed))
+    compressed = compress(model, RECIPE, (tests.inputs[:1],), seed, [(batch,) for batch in calibration.split(64)])
+    accuracy = tests.accuracy(tests.run(compressed.model))
+    rows.append(at_least("after training: accuracy of the compressed weights", accuracy, "%", AFTER_TRAINING))
+    road("after training", compressed)
     progress("iPQ")
-    stage = road("iPQ", iterative(model))
+    stage = road("iPQ", training.iterative(model, model))
     if rate > 0:
         progress("fine-tuning with Quant-Noise")
-        noisy = copy.deepcopy(downloaded)
-        noise.attach(noisy, RECIPE, p=rate)
-        cifar10.fine_tune(noisy, train, labels, steps, BATCH, FINE_TUNE_LR, seed)
-        noise.remove(noisy)
+        noisy = training.with_noise(downloaded, RECIPE, rate)
         rows.append(float_row("fine-tuned with Quant-Noise", noisy, tests))
         progress("Quant-Noise, then iPQ")
-        stage = road("Quant-Noise and iPQ", iterative(noisy))
+        stage = road("Quant-Noise and iPQ", training.iterative(noisy, model))
     progress("timing")
     rows += _timings(stage, model, tests.inputs[:1])
-    constants = {"batch": BATCH, "lr": FINE_TUNE_LR, "ipq_batch": IPQ_BATCH, "temperature": TEMPERATURE, "calibration": CALIBRATION}
+    constants = {"batch": BATCH, "lr": LR, "ipq_batch": IPQ_BATCH, "temperature": TEMPERATURE, "calibration": CALIBRATION}
     sys.exit(finish(TITLE, rows, constants | options, json_file))
 
 
@@ -138,15 +117,6 @@ def _timings(stage: Stage, model: nn.Module, image: Tensor) -> list[Row]:
 
 def _load(make: Callable[..., paired.Call], file: bytes, image: Tensor) -> paired.Call:
     return lambda: make(file, image)()
-
-
-def _clock() -> Callable[[str], None]:
-    start = time.perf_counter()
-
-    def tell(stage: str) -> None:
-        click.echo(f"  [{time.perf_counter() - start:5.0f} s] {stage}", err=True)
-
-    return tell
 
 
 if __name__ == "__main__":

@@ -95,6 +95,14 @@ def measure(
     return Stage([Row(f"{name}: {row.name}", row.value, row.unit, row.bar, row.met) for row in rows], manifest, files)
 
 
+def constants(compressed: Compressed) -> int:
+    """Bytes of codes, centroids and scales, and of all parameters that stayed float."""
+    weights = compressed.weights
+    tied = {id(weight): weight.nbytes for weight in weights.values()}
+    rest = (4 * parameter.numel() for name, parameter in compressed.baked().named_parameters() if name not in weights)
+    return sum(tied.values()) + sum(rest)
+
+
 def float_row(name: str, model: nn.Module, tests: Labelled) -> Row:
     """The accuracy of a float model."""
     return Row(f"{name}: accuracy in float", tests.accuracy(tests.run(model.eval())), "%")

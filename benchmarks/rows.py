@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +57,15 @@ def at_least(name: str, value: float, unit: str, limit: float) -> Row:
     return Row(name, value, unit, f">= {limit:,.6g}", value >= limit)
 
 
+def over_seeds(name: str, values: Sequence[float], unit: str, limit: float | None = None) -> list[Row]:
+    """The mean of one number over the seeds, with its lower limit if there is one, and its spread: the largest less the smallest."""
+    mean = statistics.mean(values)
+    return [
+        Row(f"{name}: mean", mean, unit) if limit is None else at_least(f"{name}: mean", mean, unit, limit),
+        Row(f"{name}: spread", max(values) - min(values), unit),
+    ]
+
+
 def finish(title: str, rows: list[Row], settings: Mapping[str, object], json_file: Path | None) -> int:
     """Prints the table, writes the JSON, and tells the exit code.
 
@@ -95,6 +106,16 @@ def skip(title: str, reason: str, json_file: Path | None) -> int:
         json_file.write_text(json.dumps({"title": title, "settings": {"skipped": reason}, "rows": []}, indent=1) + "\n")
     click.echo(f"skipped: {title}: {reason}")
     return 0
+
+
+def clock() -> Callable[[str], None]:
+    """A function that tells on stderr what is being done, and at which second."""
+    start = time.perf_counter()
+
+    def tell(stage: str) -> None:
+        click.echo(f"  [{time.perf_counter() - start:5.0f} s] {stage}", err=True)
+
+    return tell
 
 
 def machine() -> dict[str, object]:

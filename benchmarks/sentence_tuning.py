@@ -1,0 +1,89 @@
+"""End-to-end tuning of a compressed sentence encoder: unlabelled pieces of text, and what the student learns of them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qn_deploy.compress import Compressed, Tune, tune
+from qn_deploy.compress.progress import Tell
+
+Tokenize = Callable[..., tuple[Tensor, Tensor]]
+"""(texts, most tokens) -> ids int64 [N, T], mask int64 [N, T], 0 where a text has ended."""
+
+BATCH, LONGEST = 32, 64  # texts; tokens
+HIDDEN_WEIGHT = 0.3  # of each layer's hidden states, beside twice the angle of the sentence vectors
+CONFIG = Tune(lr=1e-2, scale_lr=5e-3, rest_lr=5e-3, warmup=0.03, bfloat16=True)
+
+
+class WithStates(nn.Module):
+    """A BERT that gives sentence vectors and every layer's hidden states, zero where there is padding, so that it counts for nothing."""
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Ids and mask int64 [N, T] -> unit vectors [N, D], then hidden states [N, T, D] of each layer."""
+        outputs = self.bert(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        states = [state.float() * mask[..., None] for state in outputs.hidden_states[1:]]
+        return F.normalize(states[-1].sum(1), dim=1), *states
+
+
+class Pieces:
+    """Batches of text, in each pass cut anew: whole sentences, parts of one, and the ends of one with the beginning of another.
+
+    Texts of about one length share a batch.
+    """
+
+    def __init__(self, sentences: list[str], tokenize: Tokenize, seed: int = 0) -> None:
+        self.sentences, self.tokenize, self.random = sentences, tokenize, random.Random(seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        texts = sorted((self._piece(sentence.split()) for sentence in self.sentences), key=len)
+        batches = [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
+        self.random.shuffle(batches)
+        return (self.tokenize(batch, LONGEST) for batch in batches)
+
+    def _piece(self, words: list[str]) -> str:
+        kind = self.random.random()
+        if kind < 0.4:
+            first = self.random.randrange(max(1, len(words) - 4))
+            words = words[first : first + self.random.randint(4, 24)]
+        elif kind < 0.5:
+            words = words[-12:] + self.random.choice(self.sentences).split()[:12]
+        return " ".join(words)
+
+
+def learnt(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+    """2 (1 - cosine) of the sentence vectors, and the squared error of each layer's states over the teacher's square."""
+    loss = 2 * (1 - (student[0] * teacher[0]).sum(1)).mean()
+    for ours, theirs in zip(student[1:], teacher[1:], strict=True):
+        loss = loss + HIDDEN_WEIGHT * (ours - theirs).square().sum() / theirs.square().sum()
+    return loss
+
+
+def tuned(
+    compressed: Compressed,
+    sentences: list[str],
+    tokenize: Tokenize,
+    minutes: float,
+    steps: int,
+    seed: int = 0,
+    progress: Tell | None = None,
+) -> Compressed:
+    """A compressed encoder, whose BERT is `model.bert`, tuned on sentences without labels until `minutes` or `steps` are over."""
+    compressed = copy.deepcopy(compressed)
+    student, teacher = (WithStates(encoder.bert) for encoder in (compressed.model, compressed.reference))
+    for encoder in (student, teacher):
+        encoder.bert.set_attn_implementation("eager")  # torch's fused attention is slow in bfloat16 on a CPU, backwards above all
+    config = replace(CONFIG, steps=steps, minutes=minutes)
+    pieces = Pieces(sentences, tokenize, seed)
+    result = tune(replace(compressed, model=student, reference=teacher), pieces, config, learnt, progress)
+    compressed.model.bert = result.model.bert
+    return compressed
