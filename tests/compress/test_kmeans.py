@@ -170,18 +170,6 @@ def test_the_number_of_threads_changes_nothing(backend: Backend, weighted: bool)
         assert torch.equal(centroids, found[0][0]) and torch.equal(codes, found[0][1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("weighted", [False, True])
-def test_blocks_of_a_gpu_stay_there(weighted: bool) -> None:
-    blocks = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
-    weights = torch.rand(blocks.shape, generator=torch.Generator().manual_seed(1)) if weighted else None
-    there = None if weights is None else weights.cuda()
-    first, second = (kmeans(blocks.cuda(), 64, there) for _ in range(2))
-    assert first[0].is_cuda and torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    decoded, importance = (first[0].cpu(), first[1].cpu()), 1.0 if weights is None else weights
-    assert error(blocks, *decoded, importance) == pytest.approx(error(blocks, *kmeans(blocks, 64, weights), importance), rel=0.01)
-
-
 def test_a_large_codebook_of_hardly_more_blocks() -> None:
     blocks = torch.randn(2500, 2, generator=torch.Generator().manual_seed(0))
     centroids, codes = kmeans(blocks, 2048, torch.rand(blocks.shape, generator=torch.Generator().manual_seed(1)), iterations=3)

@@ -267,7 +267,7 @@ def _train_alone(rank: int, folder: str, shard: bool) -> None:
 
 @pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 def test_processes_that_skip_other_layers_train_one_model(shard: bool, tmp_path: Any) -> None:
-    mp.start_processes(_train_alone, (str(tmp_path), shard), nprocs=2, start_method="fork")
+    mp.start_processes(_train_alone, (str(tmp_path), shard), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first) == 8 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
