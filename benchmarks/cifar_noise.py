@@ -12,7 +12,7 @@ import click
 import torch
 from cifar_training import INT4, RECIPE, Training
 from classifier import Labelled, constants
-from rows import at_least, at_most, clock, finish, json_option, over_seeds, seed_option, skip
+from rows import at_least, at_most, chosen, clock, finish, json_option, over_seeds, seed_option, skip
 from torch import nn
 
 from qn_deploy.compress import Compressed, compress
@@ -52,7 +52,7 @@ def main(
     seed: int,
     json_file: Path | None,
 ) -> None:
-    options = {name: value for name, value in click.get_current_context().params.items() if not isinstance(value, Path | None)}
+    options = chosen()
     if reason := cifar10.missing(data):
         sys.exit(skip(TITLE, reason, json_file))
     torch.set_num_threads(threads)

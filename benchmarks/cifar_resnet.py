@@ -12,7 +12,7 @@ import paired
 import torch
 from cifar_training import BATCH, IPQ_BATCH, LR, RECIPE, TEMPERATURE, Training
 from classifier import Labelled, Stage, float_row, measure
-from rows import Row, at_least, below, clock, finish, json_option, seed_option, skip
+from rows import Row, at_least, below, chosen, clock, finish, json_option, seed_option, skip
 from torch import Tensor, nn
 
 from qn_deploy.compress import Compressed, compress
@@ -54,7 +54,7 @@ def main(
     seed: int,
     json_file: Path | None,
 ) -> None:
-    options = {name: value for name, value in click.get_current_context().params.items() if not isinstance(value, Path | None)}
+    options = chosen()
     if reason := cifar10.missing(data):
         sys.exit(skip(TITLE, reason, json_file))
     torch.manual_seed(seed)

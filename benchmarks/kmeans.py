@@ -9,7 +9,7 @@ import click
 import faiss
 import paired
 import torch
-from rows import Row, at_most, finish, json_option, seed_option
+from rows import Row, at_most, chosen, finish, json_option, seed_option
 from torch import Tensor
 
 from qn_deploy.compress.kmeans import kmeans, nearest
@@ -30,7 +30,7 @@ NOISE = 1e-3  # in which weights of 1 may differ from none
 @seed_option
 @json_option
 def main(rows: int, columns: int, block: int, centroids: int, samples: int, threads: int, seed: int, json_file: Path | None) -> None:
-    options = {name: value for name, value in click.get_current_context().params.items() if not isinstance(value, Path | None)}
+    options = chosen()
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     generator = torch.Generator().manual_seed(seed)

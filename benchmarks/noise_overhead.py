@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 from paired import paired
-from rows import Row, at_most, finish, json_option, seed_option
+from rows import Row, at_most, chosen, finish, json_option, seed_option
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[Recipe, noise.Options]] = {
 @seed_option
 @json_option
 def main(tokens: int, samples: int, threads: int, seed: int, json_file: Path | None) -> None:
-    settings = {name: value for name, value in click.get_current_context().params.items() if not isinstance(value, Path | None)}
+    settings = chosen()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     model = Words()

@@ -66,6 +66,11 @@ def over_seeds(name: str, values: Sequence[float], unit: str, limit: float | Non
     ]
 
 
+def chosen() -> dict[str, object]:
+    """The options of the command that runs, but for paths, which belong to the machine."""
+    return {name: value for name, value in click.get_current_context().params.items() if not isinstance(value, Path | None)}
+
+
 def finish(title: str, rows: list[Row], settings: Mapping[str, object], json_file: Path | None) -> int:
     """Prints the table, writes the JSON, and tells the exit code.
 

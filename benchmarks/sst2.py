@@ -11,7 +11,7 @@ import click
 import text
 import torch
 from classifier import constants
-from rows import at_least, clock, finish, json_option, over_seeds, seed_option, skip
+from rows import at_least, chosen, clock, finish, json_option, over_seeds, seed_option, skip
 from torch import nn
 
 from qn_deploy import noise
@@ -60,7 +60,7 @@ def main(
     seed: int,
     json_file: Path | None,
 ) -> None:
-    options = {name: value for name, value in click.get_current_context().params.items() if not isinstance(value, Path | None)}
+    options = chosen()
     if absent := [str(data / file) for file in FILES if not (data / file).exists()]:
         sys.exit(skip(TITLE, f"{', '.join(absent)} not found; give the folder with --data", json_file))
     torch.set_num_threads(threads)
