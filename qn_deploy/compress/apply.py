@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qn_deploy.compress.batchnorm import fold_batchnorm
+from qn_deploy.compress.distill import Batch
 from qn_deploy.compress.feedback import Feedback, integers_with_feedback, table_with_feedback
 from qn_deploy.compress.layers import attach_tied, attach_weight, bake, compressed_weights
-from qn_deploy.compress.moments import Batch, Moments, measured
+from qn_deploy.compress.moments import Moments, measured
 from qn_deploy.compress.progress import Progress, Tell
 from qn_deploy.compress.tables import table_from_weight
 from qn_deploy.compress.weights import CompressedWeight, IntWeight
@@ -97,7 +98,7 @@ def compress(
 
     Raises:
         CompressionError: a weight can't be compressed; the message names it.
-        InputError: there are no calibration batches.
+        InputError: there are no calibration batches, or one is no tuple.
     """
     reference, student = reference_and_student(model, example_inputs)
     found, left = targets(student, recipe)

@@ -114,6 +114,17 @@ def modules_like(model: nn.Module, globs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if any(fnmatchcase(name, glob) for glob in globs))
 
 
+def as_batch(batch: object) -> Batch:
+    """A batch as a tuple of inputs.
+
+    Raises:
+        InputError: it is no tuple or list.
+    """
+    if not isinstance(batch, tuple | list):
+        raise InputError(f"a batch is a {type(batch).__name__}; give tuples of input tensors, (x,) for a model of one input")
+    return tuple(batch)
+
+
 def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, again and again.
 
@@ -124,10 +135,8 @@ def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
     while not empty:
         empty = True
         for batch in batches:
-            if not isinstance(batch, tuple | list):
-                raise InputError(f"a batch is a {type(batch).__name__}; give tuples of input tensors, (x,) for a model of one input")
             empty = False
-            yield tuple(batch)
+            yield as_batch(batch)
     raise InputError("there are no batches to fine-tune with, or no more: give a list or a DataLoader, not a generator")
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
+from qn_deploy.compress.distill import Batch, as_batch
 from qn_deploy.errors import InputError
 from qn_deploy.recipe.parameters import Slot
 
-Batch = tuple[Tensor, ...]
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)  # they use their weight on what they are called with, and in no other way
 _FLOOR = 1e-3  # of the mean square over all inputs, added to that of each: an input next to zero is not blown up to unit size
 _TINY = torch.finfo(torch.float32).tiny
@@ -58,9 +58,9 @@ def measured(
         The stage's indices into `weights`, and its moments. The last stage is what no input reached, with None.
 
     Raises:
-        InputError: there are no batches.
+        InputError: there are no batches, or one is no tuple.
     """
-    batches = list(batches)
+    batches = [as_batch(batch) for batch in batches]
     if not batches:
         raise InputError("there are no calibration batches; give tuples with one tensor for each input of the model")
     owner = {_path(slot): index for index, slots in enumerate(weights) for slot in slots if isinstance(slot.module, READERS)}

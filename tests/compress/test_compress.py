@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qn_deploy.compress import IntWeight, PQWeight, compress
-from qn_deploy.errors import CompressionError
+from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.recipe import Float, Int8, Recipe, Rule, Table
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -111,6 +111,11 @@ def test_a_weight_tied_with_a_module_that_can_hold_no_table_stays_float() -> Non
     result = compress(model, Recipe((Rule(Int8()),)), (IMAGES,))
     assert "body.weight" not in result.weights
     assert result.left == {"body.weight": "float: tied with copy.0, which is no weight of a module that can be compressed"}
+
+
+def test_a_calibration_batch_that_is_no_tuple_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a batch is a Tensor; give tuples of input tensors"):
+        compress(a_net(), RECIPE, (IMAGES,), calibration=[IMAGES])  # type: ignore[list-item]
 
 
 def test_noise_must_be_removed_first() -> None:
