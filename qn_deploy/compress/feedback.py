@@ -18,7 +18,7 @@ from qn_deploy.compress.kmeans import nearest, used
 from qn_deploy.compress.moments import Moments
 from qn_deploy.compress.ranges import limit, row_scale
 from qn_deploy.compress.tables import as_weight, codebooks, grid_step, groups, normalised
-from qn_deploy.compress.weights import IntWeight, PQWeight
+from qn_deploy.compress.weights import IntWeight, PQWeight, book_offsets
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.recipe import Int4, Int8, Table
 
@@ -220,5 +220,4 @@ def _decoded(books: Tensor, codes: Tensor) -> Tensor:
 def _rows(books: Tensor, codes: Tensor) -> Tensor:
     """For each code [out, B] its row in the codebooks laid end to end."""
     count, size, _ = books.shape
-    columns = codes.shape[1]
-    return codes + torch.arange(columns) * count // columns * size
+    return codes + book_offsets(codes.shape[1], count, size)

@@ -34,8 +34,7 @@ def row_scale(rows: Tensor, method: Int8 | Int4) -> Tensor:
     largest = rows.abs().amax(1)
     most = largest.max()
     minmax = torch.where(largest > most * DEAD_ROW, largest, most.where(most > 0, torch.ones_like(most))) / top
-    chosen = method.range or ("minmax" if method.bits == 8 else "least_squares")
-    return minmax if chosen == "minmax" else _least_squares(rows, minmax, top)
+    return _least_squares(rows, minmax, top) if method.searched else minmax
 
 
 def _least_squares(rows: Tensor, scale: Tensor, top: int) -> Tensor:

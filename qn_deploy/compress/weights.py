@@ -95,8 +95,7 @@ class PQWeight:
     def offsets(self) -> Tensor:
         """int32 [B]: where the codebook of each block column begins in centroids.reshape(G*K, d)."""
         books, size, _ = self.centroids.shape
-        columns = self.codes.shape[1]
-        return torch.arange(columns, dtype=torch.int32) * books // columns * size
+        return book_offsets(self.codes.shape[1], books, size).to(torch.int32)
 
     def int8(self) -> Tensor:
         """The int8 weight that a runtime computes with, of shape `shape`."""
@@ -185,6 +184,11 @@ class IntWeight:
 
 
 CompressedWeight = PQWeight | IntWeight
+
+
+def book_offsets(columns: int, books: int, size: int, device: torch.device | None = None) -> Tensor:
+    """int64 [columns]: where the codebook of each block column begins, the codebooks of `size` centroids being laid end to end."""
+    return torch.arange(columns, device=device) * books // columns * size
 
 
 def codes_dtype(centroids: int) -> torch.dtype:

@@ -33,21 +33,20 @@ class StoredGrid(Noise):
         """
         super().__init__()
         self.method, self.per_channel = method, per_channel
-        self.searched = (method.range or ("minmax" if method.bits == 8 else "least_squares")) == "least_squares"
-        if self.searched:
+        if method.searched:
             for name in ("scale", "largest"):
                 self.register_buffer(name, torch.ones(weight.shape[0] if per_channel else 1, device=weight.device))
 
     def refresh(self, weight: Tensor) -> None:
         """Searches the range of the weight as it is now."""
-        if self.searched:
+        if self.method.searched:
             self.scale.copy_(row_scale(self._rows(weight), self.method))
             self.largest.copy_(self._minmax(weight))
 
     def values(self, weight: Tensor, blocks: Tensor, drawn: Drawn) -> Tensor:
         """float32 [m, 1]."""
         scale = self._minmax(weight)
-        if self.searched:
+        if self.method.searched:
             scale = self.scale * (scale / self.largest)
         scale, top = rowwise(scale, drawn, weight[0].numel()), limit(self.method.bits)
         return (chosen(blocks, drawn) / scale).round_().clamp_(-top, top).mul_(scale)

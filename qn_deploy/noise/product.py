@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qn_deploy.compress.kmeans import nearest
 from qn_deploy.compress.tables import groups, table_from_weight
-from qn_deploy.compress.weights import INT8_MAX, codes_dtype
+from qn_deploy.compress.weights import INT8_MAX, book_offsets, codes_dtype
 from qn_deploy.noise.functions import Drawn, Noise, chosen, draw, rowwise
 from qn_deploy.recipe import Table
 
@@ -135,7 +135,7 @@ class Clusters(Noise):
         hit[clusters.positions] = True
         if clusters.last is not None:
             hit[-1] = clusters.last
-        offsets = torch.arange(columns, device=weight.device) * self.books // columns * size
+        offsets = book_offsets(columns, self.books, size, weight.device)
         return Drawn(hit[self.codes.long() + offsets].flatten().nonzero()[:, 0])
 
     def values(self, weight: Tensor, blocks: Tensor, drawn: Drawn) -> Tensor:

@@ -71,11 +71,18 @@ class Table:
 
 @dataclass(frozen=True)
 class _Integer:
+    bits: ClassVar[int]
+    default: ClassVar[Range]
     range: Range | None = None
 
     def __post_init__(self) -> None:
         if self.range is not None and self.range not in get_args(Range):
             raise InputError(f"range {self.range!r} is none of {', '.join(get_args(Range))}")
+
+    @property
+    def searched(self) -> bool:
+        """True if the range is searched for, by least squares."""
+        return (self.range or self.default) == "least_squares"
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Int8(_Integer):
     """
 
     bits: ClassVar[int] = 8
+    default: ClassVar[Range] = "minmax"
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,7 @@ class Int4(_Integer):
     """
 
     bits: ClassVar[int] = 4
+    default: ClassVar[Range] = "least_squares"
 
 
 @dataclass(frozen=True)
