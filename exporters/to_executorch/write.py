@@ -9,7 +9,7 @@ import torch
 
 from qn_deploy.compress.weights import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import Written
+from qn_deploy.program.exporter import DEFAULT, Options, Written
 from qn_deploy.program.insert import INT8_SUFFIX, TRANSPOSED
 from qn_deploy.program.lower import Activations, Lowered, lower
 from qn_deploy.program.program import Program
@@ -22,7 +22,7 @@ _aten = torch.ops.aten
 _RECURRENT = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)
 
 
-def write(program: Program, activations: Activations) -> Written:
+def write(program: Program, activations: Activations, options: Options = DEFAULT) -> Written:
     """Writes a program for ExecuTorch with the XNNPACK delegate, every table packed in the delegate's named data.
 
     XNNPACK takes no int8 weight beside float activations: without activation quantization, and in a layer that it does not quantize (an

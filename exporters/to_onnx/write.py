@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 
 from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import Written
+from qn_deploy.program.exporter import DEFAULT, Options, Written
 from qn_deploy.program.lower import LAYERS, Activations, Lowered, input_names, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
@@ -21,7 +21,7 @@ OPSET = 18
 OPSET_OF_UINT4 = 21
 
 
-def write(program: Program, activations: Activations) -> Written:
+def write(program: Program, activations: Activations, options: Options = DEFAULT) -> Written:
     """Writes a program with standard ONNX operators only.
 
     Static activations are quantize/dequantize pairs around each operator, dynamic ones DynamicQuantizeLinear before each linear.

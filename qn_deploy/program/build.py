@@ -16,10 +16,10 @@ from qn_deploy.compress.packing import as_table, code_rows
 from qn_deploy.compress.weights import CompressedWeight, IntWeight
 from qn_deploy.errors import InputError
 from qn_deploy.files import make_folder, write_atomic
-from qn_deploy.program.exporter import Exporter, Written, find_exporters
+from qn_deploy.program.exporter import DEFAULT, Exporter, Options, Written, find_exporters
 from qn_deploy.program.integer import IntegerReference, inexact_operators
 from qn_deploy.program.lower import Activations, input_names
-from qn_deploy.program.manifest import GOLDEN, MANIFEST, FileEntry, Manifest, TensorEntry, WeightEntry
+from qn_deploy.program.manifest import GOLDEN, MANIFEST, CompanionEntry, FileEntry, Manifest, TensorEntry, WeightEntry
 from qn_deploy.program.program import Program
 
 _VERSIONED = ("qn-deploy", "torch", "torchao", "executorch", "onnx", "onnxruntime")
@@ -32,6 +32,7 @@ def export(
     target: str,
     only: tuple[str, ...] = (),
     progress: Callable[[str], None] = lambda stage: None,
+    options: Options = DEFAULT,
 ) -> Manifest:
     """Writes a build folder: a file for each exporter, golden.safetensors, manifest.json.
 
@@ -44,6 +45,7 @@ def export(
         target: name of the target, for the manifest.
         only: names of the exporters to use; all that are installed if empty.
         progress: called with the name of each stage.
+        options: what the exporters may choose.
 
     Raises:
         InputError: an exporter in `only` is not installed, or the folder can't be written.
@@ -56,7 +58,7 @@ def export(
     written: dict[str, Written] = {}
     for name, exporter in chosen.items():
         progress(f"writing {exporter.filename}")
-        written[name] = exporter.write(program, activations)
+        written[name] = exporter.write(program, activations, options)
     progress("running the simulated program")
     golden = save_tensors(_golden(program, activations, chosen, written))
     manifest = _manifest(program, activations, target, chosen, written, golden)
@@ -64,6 +66,8 @@ def export(
     make_folder(folder)
     for name, exporter in chosen.items():
         write_atomic(folder / exporter.filename, written[name].data)
+        for companion, data in written[name].companions.items():
+            write_atomic(folder / companion, data)
     write_atomic(folder / GOLDEN, golden)
     write_atomic(folder / MANIFEST, manifest.to_json().encode())
     return manifest
@@ -106,10 +110,7 @@ def _manifest(
         activations=activations.value,
         inputs=tuple(_tensor_entry(name, values[name]) for name in input_names(exported)),
         outputs=tuple(_tensor_entry(name, value, step) for name, value, step in zip(names, outputs, steps, strict=True)),
-        files={
-            exporter.filename: FileEntry(name, exporter.runtime, len(written[name].data), _sha256(written[name].data), written[name].notes)
-            for name, exporter in exporters.items()
-        },
+        files={exporter.filename: _file_entry(name, exporter.runtime, written[name]) for name, exporter in exporters.items()},
         golden_sha256=_sha256(golden),
         weights=describe(program),
         theoretical_bytes=plain + sum(weight.nbytes for name, weight in program.weights.items() if name in constants),
@@ -119,6 +120,11 @@ def _manifest(
         recipe=json.loads(program.recipe.to_json()) if program.recipe else None,
         left=program.left,
     )
+
+
+def _file_entry(exporter: str, runtime: str, written: Written) -> FileEntry:
+    companions = {name: CompanionEntry(len(data), _sha256(data)) for name, data in written.companions.items()}
+    return FileEntry(exporter, runtime, len(written.data), _sha256(written.data), written.notes, companions, dict(written.facts))
 
 
 def _constants(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:

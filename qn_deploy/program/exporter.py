@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol
 
 from qn_deploy.program.lower import Activations, Lowered
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.rules import Rules
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an export may choose beside the activations. An exporter reads what concerns its runtime.
+
+    Attributes:
+        allow_unfused: onnx: a layer that the runtime does not fuse is a remark, not an error.
+        shell: onnx: also write the graph and its constants as two files, which take less memory to load.
+    """
+
+    allow_unfused: bool = False
+    shell: bool = False
+
+
+DEFAULT = Options()
 
 
 @dataclass(frozen=True)
@@ -19,11 +36,15 @@ class Written:
         data: the file's bytes.
         lowered: the simulated program that the file must agree with.
         notes: what did not go as a user would hope (an operator left to a slower kernel, ...), a line each.
+        companions: the same program in another form, as files by name, from which `Exporter.rebuild` makes the dense program.
+        facts: what a user of the file has to know of it ("opset": "18"), for the manifest.
     """
 
     data: bytes
     lowered: Lowered
     notes: tuple[str, ...] = ()
+    companions: Mapping[str, bytes] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Exporter(Protocol):
@@ -41,7 +62,7 @@ class Exporter(Protocol):
     rules: Rules
     optimizes: bool
 
-    def write(self, program: Program, activations: Activations) -> Written:
+    def write(self, program: Program, activations: Activations, options: Options = DEFAULT) -> Written:
         """Lowers and serializes a program.
 
         Raises:
@@ -56,6 +77,9 @@ class Exporter(Protocol):
 
     def dense(self, data: bytes) -> bytes:
         """The same program with every table expanded to plain dense weights, for the stock runtime."""
+
+    def rebuild(self, companions: Mapping[str, bytes]) -> bytes:
+        """What `dense` gives, byte for byte, from the companion files of a written program."""
 
 
 def find_exporters() -> dict[str, Exporter]:

@@ -9,19 +9,39 @@ from typing import Any
 
 from qn_deploy.errors import InputError
 
-FORMAT, VERSION = "qn-deploy build", 1
+FORMAT, VERSION = "qn-deploy build", 2
 MANIFEST, GOLDEN = "manifest.json", "golden.safetensors"
 
 
 @dataclass(frozen=True)
+class CompanionEntry:
+    """A file that holds a program in another form, beside its program file: size and sha256."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class FileEntry:
-    """One program file: the exporter that wrote it, its size and sha256, and what its exporter remarked."""
+    """One program file.
+
+    Attributes:
+        exporter: name of the exporter that wrote it.
+        runtime: the runtime's name.
+        bytes: its size.
+        sha256: of the file.
+        notes: what its exporter remarked.
+        companions: files with the same program in another form, by name.
+        facts: what its user has to know ("opset": "18", session options that a processor needs).
+    """
 
     exporter: str
     runtime: str
     bytes: int
     sha256: str
     notes: tuple[str, ...] = ()
+    companions: dict[str, CompanionEntry] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise InputError(f"{path} is no manifest of qn-deploy; export the model again with qn-deploy export")
         if (version := data.pop("version", None)) != VERSION:
             raise InputError(f"{path} has version {version}, this qn-deploy reads version {VERSION}; export the model again")
-        data["files"] = {name: FileEntry(**{**entry, "notes": tuple(entry["notes"])}) for name, entry in data["files"].items()}
+        data["files"] = {name: _file_entry(entry) for name, entry in data["files"].items()}
         for key in ("inputs", "outputs"):
             data[key] = tuple(TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in data[key])
         data["weights"] = {
@@ -129,3 +149,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} can't be read: {error}") from None
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); export the model again with qn-deploy export") from None
+
+
+def _file_entry(entry: dict[str, Any]) -> FileEntry:
+    companions = {name: CompanionEntry(**companion) for name, companion in entry["companions"].items()}
+    return FileEntry(**{**entry, "notes": tuple(entry["notes"]), "companions": companions})

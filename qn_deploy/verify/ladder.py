@@ -4,7 +4,8 @@
     2 export    the runtime without its optimizer against the simulated program: at most 1 step.
     3 runtime   the runtime as shipped against the integer reference: bit-identical where every operator has an exact rule,
                 else SQNR and the largest output agree.
-    4 twins     tables against dense int8 weights: bit-identical; the runtimes against each other: at most 1 step.
+    4 twins     tables against dense int8 weights: bit-identical; companion files rebuild the dense program: byte for byte;
+                the runtimes against each other: at most 1 step.
     5 loss      the float model against the simulated program: reported; fails only below a limit that the user sets.
 
 Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss can't be mistaken for each other.
@@ -74,6 +75,10 @@ def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[s
     manifest = read_manifest(folder)
     golden = _read_golden(folder / GOLDEN, manifest)
     files = {name: _checked(folder / name, entry.sha256) for name, entry in manifest.files.items()}
+    companions = {
+        name: {each: _checked(folder / each, found.sha256) for each, found in entry.companions.items()}
+        for name, entry in manifest.files.items()
+    }
     exporters = find_exporters()
     checks: list[Check] = []
     outputs: dict[str, Batch] = {}
@@ -83,6 +88,8 @@ def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[s
         progress(f"{name} on {entry.runtime}")
         file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
         checks += file_checks
+        if companions[name]:
+            checks.append(_check_companions(companions[name], files[name], exporters[entry.exporter]))
         if result is not None:
             outputs[name] = result
     checks += _check_runtimes(manifest, outputs)
@@ -134,6 +141,15 @@ def _check_file(
         return checks, None
     checks.append(_judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, _identical))
     return checks, shipped
+
+
+def _check_companions(companions: dict[str, bytes], data: bytes, exporter: Exporter) -> Check:
+    what = f"{', '.join(companions)}: the dense program"
+    try:
+        identical = exporter.rebuild(companions) == exporter.dense(data)
+    except QnDeployError as error:
+        return Check(4, what, str(error), "byte-identical", False)
+    return Check(4, what, "byte-identical" if identical else "other bytes", "byte-identical", identical)
 
 
 def _check_weights(manifest: Manifest, name: str, found: set[str]) -> Check:

@@ -17,7 +17,7 @@ from qn_deploy.files import write_atomic
 from qn_deploy.program import build
 from qn_deploy.program.archive import program_from_bytes, program_to_bytes
 from qn_deploy.program.build import describe, export
-from qn_deploy.program.exporter import Written, find_exporters
+from qn_deploy.program.exporter import Options, Written, find_exporters
 from qn_deploy.program.lower import Activations
 from qn_deploy.program.manifest import Manifest, read_manifest
 from qn_deploy.program.program import Program
@@ -152,7 +152,7 @@ class Stub:
     def __init__(self, filename: str, written: Written | None) -> None:
         self.filename, self.written = filename, written
 
-    def write(self, program: Program, activations: Activations) -> Written:
+    def write(self, program: Program, activations: Activations, options: Options) -> Written:
         if self.written is None:
             raise ExportError("layer 3 has no form here")
         return self.written

@@ -9,14 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qn_deploy.errors import InputError
-from qn_deploy.program.manifest import FileEntry, Manifest, TensorEntry, WeightEntry, read_manifest
+from qn_deploy.program.manifest import CompanionEntry, FileEntry, Manifest, TensorEntry, WeightEntry, read_manifest
 
 MANIFEST = Manifest(
     target="arm",
     activations="static",
     inputs=(TensorEntry("image", "float32", (None, 3, 32, 32)),),
     outputs=(TensorEntry("output", "float32", (None, 10), 0.125),),
-    files={"model.onnx": FileEntry("onnx", "onnxruntime", 1234, "ab" * 32, ("a remark",))},
+    files={
+        "model.onnx": FileEntry(
+            "onnx", "onnxruntime", 1234, "ab" * 32, ("a remark",), {"model.shell.onnx": CompanionEntry(99, "ab" * 32)}, {"opset": "18"}
+        )
+    },
     golden_sha256="cd" * 32,
     weights={
         "stem.weight": WeightEntry("int8", (16, 3, 3, 3), 496, "ef" * 32),
@@ -57,7 +61,7 @@ def test_any_tensor_survives_json(entry: TensorEntry) -> None:
 
 def test_the_text_starts_with_what_it_is_and_is_sorted() -> None:
     data = json.loads(MANIFEST.to_json())
-    assert (data["format"], data["version"]) == ("qn-deploy build", 1)
+    assert (data["format"], data["version"]) == ("qn-deploy build", 2)
     assert list(data) == sorted(data)
     assert MANIFEST.to_json().endswith("}\n")
     assert data["inputs"] == [{"name": "image", "dtype": "float32", "shape": [None, 3, 32, 32], "step": None}]
@@ -89,8 +93,8 @@ def test_bytes_that_are_no_text_and_a_folder_of_that_name(tmp_path: Path) -> Non
 
 
 def test_another_version_is_named(tmp_path: Path) -> None:
-    write(tmp_path, version=2)
-    with pytest.raises(InputError, match="has version 2, this qn-deploy reads version 1; export the model again"):
+    write(tmp_path, version=3)
+    with pytest.raises(InputError, match="has version 3, this qn-deploy reads version 2; export the model again"):
         read_manifest(tmp_path)
 
 
