@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from qn_deploy.program.exporter import NO_PARTS
+from qn_deploy.program.program import Batch
 from qn_deploy.program.rules import XNNPACK
 
 from . import read
@@ -17,9 +21,21 @@ class ExecutorchExporter:
     rules = XNNPACK
     optimizes = False
     write = staticmethod(write)
-    run = staticmethod(read.run)
-    weight_hashes = staticmethod(read.weight_hashes)
-    dense = staticmethod(to_stock)
+
+    # A .pte is one file and its graph was rewritten at export: `parts` are never there, and `optimized` changes nothing.
+    def run(
+        self, data: bytes, batches: tuple[Batch, ...], optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS
+    ) -> tuple[Batch, ...]:
+        """Runs a program on ExecuTorch."""
+        return read.run(data, batches)
+
+    def weight_hashes(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
+        """The sha256 of each constant."""
+        return read.weight_hashes(data)
+
+    def dense(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
+        """The stock program."""
+        return to_stock(data)
 
 
 EXPORTER = ExecutorchExporter()

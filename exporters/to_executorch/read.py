@@ -11,8 +11,8 @@ from .runtime import load_program
 from .table_blob import is_blob, read
 
 
-def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True) -> tuple[Batch, ...]:
-    """Runs a program on ExecuTorch. Its graph was rewritten at export and can't be rewritten here: `optimized` changes nothing."""
+def run(data: bytes, batches: tuple[Batch, ...]) -> tuple[Batch, ...]:
+    """Runs a program on ExecuTorch, one result for each batch."""
     program = load_program(data)
     return tuple(program.run(batch) for batch in batches)
 

@@ -192,4 +192,4 @@ def _volume(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _bytes(tensor: Tensor) -> bytes:
     array: np.ndarray = tensor.detach().contiguous().numpy()
-    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qn_deploy.program.rules import ONNXRUNTIME
 
-from . import read
+from . import read, shell
 from .write import write
 
 
@@ -19,6 +19,7 @@ class OnnxExporter:
     run = staticmethod(read.run)
     weight_hashes = staticmethod(read.weight_hashes)
     dense = staticmethod(read.dense)
+    rebuild = staticmethod(shell.join)
 
 
 EXPORTER = OnnxExporter()

@@ -1,9 +1,10 @@
 """Rewrites of the ONNX graph that torch.onnx gives. Each pass takes the model and changes one thing.
 
-In this order (see `write.py`):
+In this order (see `write.py`; the two of linear layers are in `linears.py`):
     fold_constants         operators on constants                    -> initializer
     unsigned_activations   int8 activation zero points               -> uint8, + 128
     absorb_relu            Relu before a range that starts at zero   -> removed
+    flatten_linears        MatMul of more dimensions, Add of a bias  -> Reshape -> Gemm -> Reshape
     pool_globally          ReduceMean over height and width          -> GlobalAveragePool
     unpair_weights         DequantizeLinear(W) that no int8 op reads -> Mul(Cast(W))
     insert_tables          int8 weight                               -> Reshape(Gather(centroids, Cast(codes)))
@@ -25,6 +26,7 @@ from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.program.insert import INT8_SUFFIX
 from qn_deploy.quiet import quiet
 
+from .graph import array_of, input_of, replace
 from .tables import decoded, initializer
 
 _NO_LIMIT = 2**31
@@ -49,11 +51,11 @@ def unsigned_activations(model: ir.Model, weights: Mapping[str, CompressedWeight
     """
     graph = model.graph
     for node in graph:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or _input(node, 0).name in weights:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or input_of(node, 0).name in weights:
             continue
-        zero = _array(_input(node, 2))
+        zero = array_of(input_of(node, 2))
         if zero.dtype == np.int8:
-            unsigned = initializer(graph, f"{_input(node, 2).name}_uint8", (zero.astype(np.int16) + 128).astype(np.uint8))
+            unsigned = initializer(graph, f"{input_of(node, 2).name}_uint8", (zero.astype(np.int16) + 128).astype(np.uint8))
             node.replace_input_with(2, unsigned)
 
 
@@ -66,8 +68,8 @@ def absorb_relu(model: ir.Model) -> None:
         if node.op_type != "Relu" or any(value is node.outputs[0] for value in model.graph.outputs):
             continue
         readers = [reader for reader, _ in node.outputs[0].uses()]
-        if all(reader.op_type == "QuantizeLinear" and _starts_at_zero(_array(_input(reader, 2))) for reader in readers):
-            node.outputs[0].replace_all_uses_with(_input(node, 0))
+        if all(reader.op_type == "QuantizeLinear" and _starts_at_zero(array_of(input_of(reader, 2))) for reader in readers):
+            node.outputs[0].replace_all_uses_with(input_of(node, 0))
             model.graph.remove(node, safe=True)
 
 
@@ -81,13 +83,13 @@ def pool_globally(model: ir.Model) -> None:
     As a ReduceMean it would stay in float, where the frequent ties of a mean of integers are rounded by chance.
     """
     for node in model.graph:
-        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or (shape := _input(node, 0).shape) is None or len(shape) != 4:
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or (shape := input_of(node, 0).shape) is None or len(shape) != 4:
             continue
         keeps = "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
-        if keeps and sorted(axis % 4 for axis in _array(_input(node, 1)).tolist()) == [2, 3]:
-            pool = ir.node("GlobalAveragePool", [_input(node, 0)])
+        if keeps and sorted(axis % 4 for axis in array_of(input_of(node, 1)).tolist()) == [2, 3]:
+            pool = ir.node("GlobalAveragePool", [input_of(node, 0)])
             model.graph.insert_before(node, pool)
-            _replace(model.graph, node, pool.outputs[0])
+            replace(model.graph, node, pool.outputs[0])
 
 
 def unpair_weights(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
@@ -98,14 +100,14 @@ def unpair_weights(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> 
     """
     graph = model.graph
     for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
-        name = str(_input(node, 0).name)
+        name = str(input_of(node, 0).name)
         weight = weights.get(name)
         if weight is not None:
             columns = weight.scale.reshape(-1, *[1] * (len(weight.shape) - 1)).numpy()
-            cast = ir.node("Cast", [_input(node, 0)], attributes={"to": ir.DataType.FLOAT})
+            cast = ir.node("Cast", [input_of(node, 0)], attributes={"to": ir.DataType.FLOAT})
             product = ir.node("Mul", [cast.outputs[0], initializer(graph, f"{name.removesuffix(INT8_SUFFIX)}/column", columns)])
             graph.insert_before(node, [cast, product])
-            _replace(graph, node, product.outputs[0])
+            replace(graph, node, product.outputs[0])
 
 
 def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
@@ -120,10 +122,10 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
         layer = name.removesuffix(INT8_SUFFIX)
         readers = [node for node, _ in graph.initializers[name].uses() if node.op_type == "DequantizeLinear"]  # not an embedding
         for index, dequantize in enumerate(readers):
-            dequantize.replace_input_with(1, initializer(graph, f"{layer}/scale", _array(_input(dequantize, 1))))
+            dequantize.replace_input_with(1, initializer(graph, f"{layer}/scale", array_of(input_of(dequantize, 1))))
             # An explicit zero point: without one onnxruntime loses the fusion of Gemm, silently; one shared by two layers makes it
             # fail to load, because it names the bias that it quantizes after the zero point.
-            dequantize.replace_input_with(2, initializer(graph, f"{layer}/zero{index or ''}", _array(_input(dequantize, 2))))
+            dequantize.replace_input_with(2, initializer(graph, f"{layer}/zero{index or ''}", array_of(input_of(dequantize, 2))))
         values = graph.initializers[name]
         if isinstance(weight, PQWeight):
             values = decoded(graph, layer, weight)
@@ -142,44 +144,6 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
 
 def _shape(graph: ir.Graph, layer: str, weight: CompressedWeight) -> ir.Value:
     return initializer(graph, f"{layer}/shape", np.array(weight.shape, np.int64))
-
-
-def quantize_linear_inputs(model: ir.Model) -> None:
-    """Makes each linear layer with an int8 weight dynamic: its input is quantized by its own range at run time.
-
-    The form that onnxruntime fuses to DynamicQuantizeMatMul: the scale of the input times the weight's scale per column is applied
-    to the int32 accumulator.
-
-    What else reads a dequantized weight goes on doing so.
-    """
-    graph = model.graph
-    for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
-        for user, _ in list(node.outputs[0].uses()):
-            readers = user.outputs[0].uses() if user.op_type == "Transpose" else ((user, 1),)
-            for reader, position in list(readers):
-                if reader.op_type in ("Gemm", "MatMul") and position == 1:
-                    _make_dynamic(graph, node, reader)
-            if user.op_type == "Transpose" and not user.outputs[0].uses():
-                graph.remove(user, safe=True)
-        if not node.outputs[0].uses():
-            graph.remove(node, safe=True)
-
-
-def _make_dynamic(graph: ir.Graph, weight: ir.Node, matmul: ir.Node) -> None:
-    def step(op: str, inputs: list[ir.Value], outputs: int = 1, **attributes: ir.DataType | list[int]) -> tuple[ir.Value, ...]:
-        node = ir.node(op, inputs, attributes=attributes or None, num_outputs=outputs)
-        graph.insert_before(matmul, node)
-        return tuple(node.outputs)
-
-    values, scale, zero = step("DynamicQuantizeLinear", [_input(matmul, 0)], outputs=3)
-    (columns,) = step("Transpose", [_input(weight, 0)], perm=[1, 0])
-    (sums,) = step("MatMulInteger", [values, columns, zero])
-    (floats,) = step("Cast", [sums], to=ir.DataType.FLOAT)
-    (scales,) = step("Mul", [scale, _input(weight, 1)])
-    (result,) = step("Mul", [floats, scales])
-    if matmul.op_type == "Gemm" and len(matmul.inputs) > 2:
-        (result,) = step("Add", [result, _input(matmul, 2)])
-    _replace(graph, matmul, result)
 
 
 def strip(model: ir.Model) -> None:
@@ -214,22 +178,3 @@ def strip(model: ir.Model) -> None:
             value.name = f"#{index}"
     model.metadata_props.clear()
     graph.metadata_props.clear()
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, f"{node.op_type} has no input {index}"
-    return value
-
-
-def _replace(graph: ir.Graph, node: ir.Node, new: ir.Value) -> None:
-    old = node.outputs[0]
-    new.shape, new.type = old.shape, old.type
-    new.name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    assert value.const_value is not None, f"{value.name} is no constant"
-    return value.const_value.numpy()

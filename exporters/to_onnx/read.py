@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +14,20 @@ from onnx import numpy_helper
 from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 
 from qn_deploy.errors import ExportError
+from qn_deploy.program.exporter import NO_PARTS, TooLargeError
 from qn_deploy.program.program import Batch
+
+from .large import LIMIT, load_whole
 
 DECODED_SUFFIX = "/int8"  # as passes.insert_tables names each weight
 
 
-def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True, threads: int = 1) -> tuple[Batch, ...]:
+def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS) -> tuple[Batch, ...]:
     """Runs a model on onnxruntime's CPU provider.
 
     x86 processors without VNNI saturate sums of u8 * s8 pairs; `x64quantprecision` makes them exact, as on ARM.
     """
-    session = onnxruntime.InferenceSession(data, session_options(optimized, threads), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(data, session_options(optimized, parts), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     results = []
     for batch in batches:
@@ -33,27 +36,34 @@ def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True, threads
     return tuple(results)
 
 
-def session_options(optimized: bool = True, threads: int = 1) -> onnxruntime.SessionOptions:
-    """The session options that verification runs with."""
+def session_options(optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS) -> onnxruntime.SessionOptions:
+    """The session options that verification runs with, external data in memory among them."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.x64quantprecision", "1")
+    if parts:
+        files = list(parts.values())
+        options.add_external_initializers_from_files_in_memory(list(parts), files, [len(file) for file in files])
     return options
 
 
-def weight_hashes(data: bytes) -> set[str]:
+def weight_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
     """The sha256 of each constant: a table's int8 values, row-major, and every other constant as it is stored."""
-    model = onnx.load_model_from_string(data)
+    model = load_whole(data, parts)
     constants = [numpy_helper.to_array(entry) for entry in model.graph.initializer] + [table.values for table in _tables(model)]
     return {hashlib.sha256(values.tobytes()).hexdigest() for values in constants}
 
 
-def dense(data: bytes) -> bytes:
-    """The same model with each table expanded to a plain int8 initializer."""
-    model = onnx.load_model_from_string(data)
+def dense(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
+    """The same model with each table expanded to a plain int8 initializer.
+
+    Raises:
+        TooLargeError: the dense weights do not fit into one file.
+    """
+    model = load_whole(data, parts)
     graph = model.graph
     for table in _tables(model):
         graph.initializer.append(numpy_helper.from_array(table.values, table.name))
@@ -62,6 +72,9 @@ def dense(data: bytes) -> bytes:
     used = {name for node in graph.node for name in node.input}
     for entry in [entry for entry in graph.initializer if entry.name not in used]:
         graph.initializer.remove(entry)
+    size = sum(len(entry.raw_data) for entry in graph.initializer)
+    if size > LIMIT:
+        raise TooLargeError(f"the dense weights take {size:,} bytes, more than one .onnx file can hold")
     result: bytes = model.SerializeToString(deterministic=True)
     return result
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 import onnx_ir as ir
 import torch
@@ -14,7 +16,10 @@ from qn_deploy.program.lower import LAYERS, Activations, Lowered, input_names, l
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 
-from . import passes
+from . import linears, passes, shell
+from .fusions import check_fusions
+from .large import externalize
+from .metadata import describe, facts
 from .tables import has_uint4
 
 OPSET = 18
@@ -27,7 +32,7 @@ def write(program: Program, activations: Activations, options: Options = DEFAULT
     Static activations are quantize/dequantize pairs around each operator, dynamic ones DynamicQuantizeLinear before each linear.
 
     Raises:
-        ExportError: an operator has no ONNX form, or the file does not pass onnx's checker.
+        ExportError: an operator has no ONNX form, the file does not pass onnx's checker, or a layer lost its fusion.
     """
     # Dynamic quantization has its own operators in ONNX; they replace the linears of the graph with float activations.
     lowered = lower(program, Activations.NONE if activations is Activations.DYNAMIC else activations)
@@ -35,24 +40,48 @@ def write(program: Program, activations: Activations, options: Options = DEFAULT
     passes.fold_constants(model)
     passes.unsigned_activations(model, lowered.weights)
     passes.absorb_relu(model)
+    linears.flatten_linears(model, lowered.weights)
     passes.pool_globally(model)
     passes.unpair_weights(model, _float_readers(lowered, activations))
     passes.insert_tables(model, lowered.weights)
     if activations is Activations.DYNAMIC:
-        passes.quantize_linear_inputs(model)
+        linears.quantize_linear_inputs(model)
         lowered = lower(program, activations)
     common.RemoveUnusedNodesPass()(model)
     passes.strip(model)
-    model.producer_name, model.producer_version = "qn-deploy", None
     model.graph.name = "qn_deploy"
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # onnx-ir repeats the shape of each initializer there
+    describe(proto, program, lowered)
+    parts = externalize(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
+    if not parts:  # the checker would look for external data in the current folder
+        _check(data)
+    companions = shell.split(data, lowered.weights) if options.shell else {}
+    return Written(data, lowered, _fusions(data, parts, options), companions, facts(proto, lowered), parts)
+
+
+def _check(data: bytes) -> None:
     try:
         onnx.checker.check_model(data, full_check=True)
     except Exception as error:
         raise ExportError(f"the written ONNX graph does not pass onnx's checker: {str(error).strip().splitlines()[0]}") from error
-    return Written(data, lowered)
+
+
+def _fusions(data: bytes, parts: Mapping[str, bytes], options: Options) -> tuple[str, ...]:
+    """Remarks on layers that do not run on int8 kernels.
+
+    Raises:
+        ExportError: a fusion is lost that should be there, and `options` do not allow it.
+    """
+    findings = check_fusions(data, parts)
+    if findings.lost and not options.allow_unfused:
+        raise ExportError(
+            f"onnxruntime would run {len(findings.lost)} layers in float, 10 to 19 times slower: {'; '.join(findings.lost)}. "
+            "Export with --allow-unfused to write the file all the same"
+        )
+    floats = f"onnxruntime has no int8 kernel for {', '.join(findings.float)}: run in float"
+    return (*findings.lost, *([floats] if findings.float else ()))
 
 
 def _float_readers(lowered: Lowered, activations: Activations) -> dict[str, CompressedWeight]:

@@ -19,7 +19,7 @@ from qn_deploy.files import make_folder, write_atomic
 from qn_deploy.program.exporter import DEFAULT, Exporter, Options, Written, find_exporters
 from qn_deploy.program.integer import IntegerReference, inexact_operators
 from qn_deploy.program.lower import Activations, input_names
-from qn_deploy.program.manifest import GOLDEN, MANIFEST, CompanionEntry, FileEntry, Manifest, TensorEntry, WeightEntry
+from qn_deploy.program.manifest import GOLDEN, MANIFEST, BesideEntry, FileEntry, Manifest, TensorEntry, WeightEntry
 from qn_deploy.program.program import Program
 
 _VERSIONED = ("qn-deploy", "torch", "torchao", "executorch", "onnx", "onnxruntime")
@@ -66,8 +66,8 @@ def export(
     make_folder(folder)
     for name, exporter in chosen.items():
         write_atomic(folder / exporter.filename, written[name].data)
-        for companion, data in written[name].companions.items():
-            write_atomic(folder / companion, data)
+        for beside, data in {**written[name].companions, **written[name].parts}.items():
+            write_atomic(folder / beside, data)
     write_atomic(folder / GOLDEN, golden)
     write_atomic(folder / MANIFEST, manifest.to_json().encode())
     return manifest
@@ -123,8 +123,10 @@ def _manifest(
 
 
 def _file_entry(exporter: str, runtime: str, written: Written) -> FileEntry:
-    companions = {name: CompanionEntry(len(data), _sha256(data)) for name, data in written.companions.items()}
-    return FileEntry(exporter, runtime, len(written.data), _sha256(written.data), written.notes, companions, dict(written.facts))
+    companions, parts = (
+        {name: BesideEntry(len(data), _sha256(data)) for name, data in files.items()} for files in (written.companions, written.parts)
+    )
+    return FileEntry(exporter, runtime, len(written.data), _sha256(written.data), written.notes, companions, dict(written.facts), parts)
 
 
 def _constants(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Protocol
 
+from qn_deploy.errors import ExportError
 from qn_deploy.program.lower import Activations, Lowered
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.rules import Rules
@@ -26,6 +28,11 @@ class Options:
 
 
 DEFAULT = Options()
+NO_PARTS: Mapping[str, bytes] = MappingProxyType({})
+
+
+class TooLargeError(ExportError):
+    """Dense weights take more than one file of the format can hold."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Written:
         notes: what did not go as a user would hope (an operator left to a slower kernel, ...), a line each.
         companions: the same program in another form, as files by name, from which `Exporter.rebuild` makes the dense program.
         facts: what a user of the file has to know of it ("opset": "18"), for the manifest.
+        parts: files by name that belong to the file and have to lie beside it, as it is too large for one.
     """
 
     data: bytes
@@ -45,6 +53,7 @@ class Written:
     notes: tuple[str, ...] = ()
     companions: Mapping[str, bytes] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Exporter(Protocol):
@@ -69,14 +78,20 @@ class Exporter(Protocol):
             ExportError: the program holds what the runtime can't take; the message names it.
         """
 
-    def run(self, data: bytes, batches: tuple[Batch, ...], optimized: bool = True) -> tuple[Batch, ...]:
+    def run(
+        self, data: bytes, batches: tuple[Batch, ...], optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS
+    ) -> tuple[Batch, ...]:
         """Runs the file's bytes on the real runtime, one result for each batch; `optimized=False` turns graph rewriting off."""
 
-    def weight_hashes(self, data: bytes) -> set[str]:
+    def weight_hashes(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
         """The sha256 of each constant of the written file: a table's int8 values, row-major, and every other constant as it is stored."""
 
-    def dense(self, data: bytes) -> bytes:
-        """The same program with every table expanded to plain dense weights, for the stock runtime."""
+    def dense(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
+        """The same program with every table expanded to plain dense weights, for the stock runtime.
+
+        Raises:
+            TooLargeError: these do not fit into one file.
+        """
 
     def rebuild(self, companions: Mapping[str, bytes]) -> bytes:
         """What `dense` gives, byte for byte, from the companion files of a written program."""

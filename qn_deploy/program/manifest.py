@@ -14,8 +14,8 @@ MANIFEST, GOLDEN = "manifest.json", "golden.safetensors"
 
 
 @dataclass(frozen=True)
-class CompanionEntry:
-    """A file that holds a program in another form, beside its program file: size and sha256."""
+class BesideEntry:
+    """A file beside a program file: size and sha256."""
 
     bytes: int
     sha256: str
@@ -33,6 +33,7 @@ class FileEntry:
         notes: what its exporter remarked.
         companions: files with the same program in another form, by name.
         facts: what its user has to know ("opset": "18", session options that a processor needs).
+        parts: files that belong to it and have to lie beside it, by name.
     """
 
     exporter: str
@@ -40,8 +41,9 @@ class FileEntry:
     bytes: int
     sha256: str
     notes: tuple[str, ...] = ()
-    companions: dict[str, CompanionEntry] = field(default_factory=dict)
+    companions: dict[str, BesideEntry] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, BesideEntry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,5 +154,5 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _file_entry(entry: dict[str, Any]) -> FileEntry:
-    companions = {name: CompanionEntry(**companion) for name, companion in entry["companions"].items()}
-    return FileEntry(**{**entry, "notes": tuple(entry["notes"]), "companions": companions})
+    beside = {key: {name: BesideEntry(**file) for name, file in entry[key].items()} for key in ("companions", "parts")}
+    return FileEntry(**{**entry, "notes": tuple(entry["notes"]), **beside})

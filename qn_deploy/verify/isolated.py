@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -24,10 +25,11 @@ class RuntimeFailure(QnDeployError):
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a program file: its bytes, and whether the runtime may rewrite the graph."""
+    """One run of a program file: its bytes, whether the runtime may rewrite the graph, and the files that belong to it."""
 
     data: bytes
     optimized: bool = True
+    parts: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def run_isolated(exporter: str, runs: tuple[Run, ...], inputs: Batch, timeout_s: float = 600.0) -> tuple[Batch | RuntimeFailure, ...]:
@@ -54,6 +56,9 @@ def _run_some(exporter: str, runs: tuple[Run, ...], inputs: Batch, timeout_s: fl
         _write(inputs, folder / "inputs")
         for index, run in enumerate(runs):
             (folder / f"program{index}").write_bytes(run.data)
+            (folder / f"parts{index}").mkdir()
+            for part, data in run.parts.items():
+                (folder / f"parts{index}" / part).write_bytes(data)
         (folder / "request.json").write_text(json.dumps({"exporter": exporter, "optimized": [run.optimized for run in runs]}))
         try:
             child = subprocess.run(
@@ -93,8 +98,9 @@ def _child(folder: Path) -> None:
     inputs = _read(folder / "inputs")
     exporter = find_exporters()[request["exporter"]]
     for index, optimized in enumerate(request["optimized"]):
+        parts = {part.name: part.read_bytes() for part in (folder / f"parts{index}").iterdir()}
         try:
-            (outputs,) = exporter.run((folder / f"program{index}").read_bytes(), (inputs,), optimized=optimized)
+            (outputs,) = exporter.run((folder / f"program{index}").read_bytes(), (inputs,), optimized, parts)
         except Exception as error:  # whatever a runtime raises is a finding for the report
             (folder / f"failure{index}").write_text(f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0])
             continue

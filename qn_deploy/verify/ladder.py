@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from qn_deploy.errors import InputError, QnDeployError
-from qn_deploy.program.exporter import Exporter, find_exporters
+from qn_deploy.program.exporter import Exporter, TooLargeError, find_exporters
 from qn_deploy.program.manifest import GOLDEN, FileEntry, Manifest, read_manifest
 from qn_deploy.program.program import Batch
 from qn_deploy.verify.isolated import Run, RuntimeFailure, run_isolated
@@ -74,11 +74,7 @@ def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[s
     """
     manifest = read_manifest(folder)
     golden = _read_golden(folder / GOLDEN, manifest)
-    files = {name: _checked(folder / name, entry.sha256) for name, entry in manifest.files.items()}
-    companions = {
-        name: {each: _checked(folder / each, found.sha256) for each, found in entry.companions.items()}
-        for name, entry in manifest.files.items()
-    }
+    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
     exporters = find_exporters()
     checks: list[Check] = []
     outputs: dict[str, Batch] = {}
@@ -88,13 +84,27 @@ def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[s
         progress(f"{name} on {entry.runtime}")
         file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
         checks += file_checks
-        if companions[name]:
-            checks.append(_check_companions(companions[name], files[name], exporters[entry.exporter]))
         if result is not None:
             outputs[name] = result
     checks += _check_runtimes(manifest, outputs)
     checks += _check_loss(manifest, golden, min_sqnr_db)
     return Report(str(folder), manifest, tuple(sorted(checks, key=lambda check: check.rung)))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A program file's bytes, and those of the files beside it."""
+
+    data: bytes
+    companions: dict[str, bytes]
+    parts: dict[str, bytes]
+
+
+def _read_files(folder: Path, name: str, entry: FileEntry) -> _Files:
+    companions, parts = (
+        {beside: _checked(folder / beside, found.sha256) for beside, found in files.items()} for files in (entry.companions, entry.parts)
+    )
+    return _Files(_checked(folder / name, entry.sha256), companions, parts)
 
 
 def _checked(path: Path, sha256: str) -> bytes:
@@ -120,15 +130,18 @@ def _read_golden(path: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def _check_file(
-    manifest: Manifest, entry: FileEntry, name: str, data: bytes, exporter: Exporter, golden: dict[str, Tensor]
+    manifest: Manifest, entry: FileEntry, name: str, files: _Files, exporter: Exporter, golden: dict[str, Tensor]
 ) -> tuple[list[Check], Batch | None]:
+    runs = [Run(files.data, parts=files.parts), Run(files.data, optimized=False, parts=files.parts)]
     try:
-        checks = [_check_weights(manifest, name, exporter.weight_hashes(data))]
-        dense = exporter.dense(data)
+        checks = [_check_weights(manifest, name, exporter.weight_hashes(files.data, files.parts))]
+        dense = exporter.dense(files.data, files.parts)
+        runs.append(Run(dense))
+    except TooLargeError as error:
+        checks.append(Check(4, f"{name}, tables to dense weights", str(error), "not compared", None))
     except QnDeployError as error:
         return [Check(1, f"{name}: weights", str(error), "decode", False)], None
-    runs = (Run(data), Run(dense), Run(data, optimized=False))
-    shipped, twin, plain = run_isolated(entry.exporter, runs, _batch(golden, "input"))
+    shipped, plain, *twins = run_isolated(entry.exporter, tuple(runs), _batch(golden, "input"))
     simulated = _batch(golden, f"simulated/{entry.exporter}")
     if exporter.optimizes:
         checks.append(_judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, _within(MAX_STEPS_EXPORT)))
@@ -139,17 +152,19 @@ def _check_file(
     checks.append(_judge(3, f"{name} to {what}", shipped, reference, manifest, _identical if exact else _similar))
     if isinstance(shipped, RuntimeFailure):
         return checks, None
-    checks.append(_judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, _identical))
+    checks += [_judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, _identical) for twin in twins]
+    if files.companions and twins:
+        checks.append(_check_companions(files.companions, dense, exporter))
     return checks, shipped
 
 
-def _check_companions(companions: dict[str, bytes], data: bytes, exporter: Exporter) -> Check:
-    what = f"{', '.join(companions)}: the dense program"
+def _check_companions(companions: dict[str, bytes], dense: bytes, exporter: Exporter) -> Check:
     try:
-        identical = exporter.rebuild(companions) == exporter.dense(data)
+        identical = exporter.rebuild(companions) == dense
+        found = "byte-identical" if identical else "other bytes"
     except QnDeployError as error:
-        return Check(4, what, str(error), "byte-identical", False)
-    return Check(4, what, "byte-identical" if identical else "other bytes", "byte-identical", identical)
+        found, identical = str(error), False
+    return Check(4, f"{', '.join(companions)} to the dense program", found, "byte-identical", identical)
 
 
 def _check_weights(manifest: Manifest, name: str, found: set[str]) -> Check:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qn_deploy.errors import InputError
-from qn_deploy.program.manifest import CompanionEntry, FileEntry, Manifest, TensorEntry, WeightEntry, read_manifest
+from qn_deploy.program.manifest import BesideEntry, FileEntry, Manifest, TensorEntry, WeightEntry, read_manifest
 
 MANIFEST = Manifest(
     target="arm",
@@ -18,7 +18,7 @@ MANIFEST = Manifest(
     outputs=(TensorEntry("output", "float32", (None, 10), 0.125),),
     files={
         "model.onnx": FileEntry(
-            "onnx", "onnxruntime", 1234, "ab" * 32, ("a remark",), {"model.shell.onnx": CompanionEntry(99, "ab" * 32)}, {"opset": "18"}
+            "onnx", "onnxruntime", 1234, "ab" * 32, ("a remark",), {"model.shell.onnx": BesideEntry(99, "ab" * 32)}, {"opset": "18"}
         )
     },
     golden_sha256="cd" * 32,

@@ -12,7 +12,7 @@ THIRD = """
     import torch
 
     class ThirdExporter:
-        def run(self, data, batches, optimized=True):
+        def run(self, data, batches, optimized=True, parts=None):
             word = data.decode()
             if word == "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)

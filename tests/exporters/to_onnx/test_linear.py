@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.export import Dim
 
 from qn_deploy.compress.weights import PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
@@ -22,6 +23,7 @@ MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
 Write = Callable[[str, str, Activations], Written]
 Optimized = Callable[[bytes], "Counter[str]"]
+BATCH, LENGTH = Dim("batch", min=2, max=32), Dim("length", min=2, max=32)
 SETTINGS = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -36,10 +38,11 @@ def output_step(written: Written) -> float:
     books=st.integers(1, 4),
     size=st.sampled_from([2, 16, 256]),
     out=st.integers(1, 40),
+    rank=st.integers(2, 4),
     bias=st.booleans(),
     per_row=st.booleans(),
 )
-@settings(SETTINGS, max_examples=4)
+@settings(SETTINGS, max_examples=6)
 def test_a_static_layer_is_exact_in_onnxruntime(
     make_program: MakeProgram,
     random_table: RandomTable,
@@ -48,11 +51,12 @@ def test_a_static_layer_is_exact_in_onnxruntime(
     books: int,
     size: int,
     out: int,
+    rank: int,
     bias: bool,
     per_row: bool,
 ) -> None:
     table = random_table((out, columns * block), block, size, min(books, columns), per_row)
-    x = (torch.randn(64, columns * block, generator=torch.Generator().manual_seed(1)),)
+    x = (torch.randn(64, *(3, 2)[: rank - 2], columns * block, generator=torch.Generator().manual_seed(1)),)
     written = EXPORTER.write(make_program(nn.Sequential(nn.Linear(columns * block, out, bias)), x, {"0.weight": table}), Activations.STATIC)
     (shipped,), (plain,), (twin,) = (
         EXPORTER.run(data, (x,), optimized=level)[0]
@@ -87,6 +91,21 @@ def test_a_dynamic_layer_multiplies_integers_and_then_the_two_scales(
 def test_static_layers_are_fused(write: Write, optimized: Optimized) -> None:
     found = optimized(write("shared", "onnx", Activations.STATIC).data)
     assert found == Counter(QuantizeLinear=1, QGemm=3, DequantizeLinear=1)
+
+
+@pytest.mark.parametrize("dynamic", [{0: BATCH}, {0: BATCH, 1: LENGTH}], ids=["batch", "batch and length"])
+def test_a_static_layer_of_more_dimensions_is_flattened_to_the_fused_gemm(
+    make_program: MakeProgram, random_table: RandomTable, optimized: Optimized, dynamic: dict[int, Dim]
+) -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24))
+    weights = {"0.weight": random_table((32, 16), 4), "2.weight": random_table((24, 32), 4)}
+    x, other = (torch.randn(*size, 16, generator=torch.Generator().manual_seed(1)) for size in ((8, 5), (13, 5 if 1 not in dynamic else 9)))
+    written = EXPORTER.write(make_program(model, (x,), weights, dynamic_shapes=(dynamic,)), Activations.STATIC)
+    found = optimized(written.data)
+    assert (found["QGemm"], found["Add"], found["MatMulIntegerToFloat"]) == (2, 0, 0)
+    for values in (x, other):
+        (shipped,) = EXPORTER.run(written.data, ((values,),))[0]
+        assert torch.equal(shipped, IntegerReference(written.lowered.exported, ONNXRUNTIME)((values,))[0])
 
 
 def test_dynamic_layers_are_fused(write: Write, optimized: Optimized) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
-from qn_deploy.exporters.to_onnx import EXPORTER, passes
+from qn_deploy.exporters.to_onnx import EXPORTER, linears, passes
 
 
 def parse(body: str, signature: str = "float[2, 4] x) => (float[2, 3] y") -> ir.Model:
@@ -202,7 +202,7 @@ def test_linear_layers_become_dynamic_and_other_readers_stay(form: str) -> None:
     stored = f"int8[3, 4] k = {literal(weight.values)}, float[3] s = {literal(weight.scale)}, int8[3] z = {{0, 0, 0}}"
     model = parse(f"<{stored}, float[3] b = {{1, 2, 3}}, int64[1] i = {{1}}> {{ w = DequantizeLinear <axis = 0> (k, s, z) {reads} }}")
     before = run(model, x=X)
-    passes.quantize_linear_inputs(model)
+    linears.quantize_linear_inputs(model)
     found = operators(model)
     assert found.count("MatMulInteger") == found.count("DynamicQuantizeLinear") == 1
     assert ("DequantizeLinear" in found) == (form == "embedding beside it")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
+from importlib.metadata import version
 
 import onnx
 import onnxruntime
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
+from qn_deploy.exporters.to_onnx.metadata import VNNI
 from qn_deploy.program.exporter import Written
 from qn_deploy.program.integer import IntegerReference
 from qn_deploy.program.lower import Activations
 from qn_deploy.program.program import Program
 from qn_deploy.program.rules import ONNXRUNTIME
+from qn_deploy.recipe import Recipe, Rule, Table
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -111,11 +114,27 @@ def test_tables_and_dense_weights_agree_to_the_bit_at_each_optimisation_level(
     assert all(one.tobytes() == other.tobytes() for one, other in zip(*outputs, strict=True))
 
 
+def test_the_file_tells_where_it_comes_from(make_program: MakeProgram, random_table: RandomTable) -> None:
+    table = random_table((32, 16), 4)
+    program = make_program(nn.Sequential(nn.Linear(16, 32)), (torch.randn(4, 16),), {"0.weight": table})
+    recipe = Recipe((Rule(Table(4, 16)),), title="mine")
+    written = EXPORTER.write(replace(program, recipe=recipe), Activations.STATIC)
+    told = {entry.key: entry.value for entry in model_of(written).metadata_props}
+    assert set(told) == {"qn_deploy.version", "qn_deploy.activations", "qn_deploy.weights", "qn_deploy.recipe"}
+    assert told["qn_deploy.weights"] == sha256(sha256(table.int8().numpy().tobytes()).digest()).hexdigest()
+    assert Recipe.from_json(told["qn_deploy.recipe"]) == recipe
+    assert (told["qn_deploy.version"], told["qn_deploy.activations"]) == (version("qn-deploy"), "static")
+    session = onnxruntime.InferenceSession(written.data, providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map == told
+    assert written.facts == {"opset": "21", **VNNI}
+
+
 @forms
 def test_nothing_of_the_users_machine_is_in_the_file(write: Write, name: str, activations: Activations) -> None:
     written = write(name, "onnx", activations)
     model = model_of(written)
-    for part in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+    assert all(entry.key.startswith("qn_deploy.") for entry in model.metadata_props)
+    for part in (model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
         assert not part.doc_string
         assert not part.metadata_props
     assert not model.graph.value_info

@@ -1,0 +1,130 @@
+"""The shell form: a graph of a few KB, and a sidecar with its constants, tables among them, which are decoded one by one at load.
+
+The one-file form is decoded by onnxruntime: codes as int32, the gathered blocks and the weight live side by side for all layers. Here
+the application decodes each weight and hands it over, so that loading takes little more memory than dense int8 weights do.
+
+    model.shell.onnx         the dense int8 model, the values of its large constants left out (external data)
+    model.shell.safetensors  those constants: a table blob for each compressed weight, the others as they are
+
+README.md of this folder specifies the sidecar, for loaders in other languages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, numpy_helper
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from qn_deploy.compress.weights import CompressedWeight, PQWeight
+from qn_deploy.errors import InputError
+from qn_deploy.program.insert import INT8_SUFFIX
+
+from ..to_executorch.table_blob import DType, Layout, pack, unpack
+from .read import DECODED_SUFFIX, dense
+
+SHELL, SIDECAR = "model.shell.onnx", "model.shell.safetensors"
+_SHAPES = "shapes"  # of the weights that lie as blobs: key of the sidecar's metadata
+_SMALL = 1024  # bytes; smaller constants stay in the shell
+
+
+def split(data: bytes, weights: Mapping[str, CompressedWeight]) -> dict[str, bytes]:
+    """Shell and sidecar of a written model.
+
+    Args:
+        data: the one-file form.
+        weights: the compressed form of each int8 buffer, as `Lowered` has them.
+    """
+    tables = {name.removesuffix(INT8_SUFFIX) + DECODED_SUFFIX: weight for name, weight in weights.items() if isinstance(weight, PQWeight)}
+    model = onnx.load_model_from_string(dense(data))
+    tensors: dict[str, np.ndarray] = {}
+    shapes: dict[str, list[int]] = {}
+    for entry in model.graph.initializer:
+        blob = pack(tables[entry.name], Layout.OIS, DType.INT8) if entry.name in tables else None
+        if blob is not None:
+            tensors[entry.name] = np.frombuffer(blob, np.uint8)
+            shapes[entry.name] = list(entry.dims)
+        elif len(entry.raw_data) > _SMALL:
+            tensors[entry.name] = numpy_helper.to_array(entry)
+        if entry.name in tensors:
+            entry.ClearField("raw_data")
+            entry.data_location = TensorProto.EXTERNAL
+            entry.external_data.add(key="location", value=SIDECAR)
+    sidecar = save(tensors, {_SHAPES: json.dumps(shapes, sort_keys=True)})
+    return {SHELL: model.SerializeToString(deterministic=True), SIDECAR: sidecar}
+
+
+def join(companions: Mapping[str, bytes]) -> bytes:
+    """The dense int8 model, byte for byte, from shell and sidecar.
+
+    Raises:
+        InputError: one is missing or damaged, or they are not of one model.
+    """
+    if missing := sorted({SHELL, SIDECAR} - companions.keys()):
+        raise InputError(f"{', '.join(missing)} is missing: a shell and its sidecar belong together; export the model again with --shell")
+    try:
+        model = onnx.load_model_from_string(companions[SHELL])
+    except Exception as error:  # protobuf's own class, which is no public name
+        raise InputError(f"{SHELL} is no ONNX model: {str(error).splitlines()[0]}") from None
+    tensors = dict(constants(companions[SIDECAR]))
+    for entry in model.graph.initializer:
+        if entry.data_location == TensorProto.EXTERNAL:
+            if entry.name not in tensors or list(tensors[entry.name].shape) != list(entry.dims):
+                raise InputError(f"{SIDECAR} does not hold {entry.name} of shape {list(entry.dims)}; it is not the sidecar of this shell")
+            entry.CopyFrom(numpy_helper.from_array(tensors[entry.name], entry.name))
+    result: bytes = model.SerializeToString(deterministic=True)
+    return result
+
+
+def constants(sidecar: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    """The constants of a sidecar by name, decoded one at a time.
+
+    Raises:
+        InputError: the sidecar is damaged.
+    """
+    try:
+        header = json.loads(sidecar[8 : 8 + int.from_bytes(sidecar[:8], "little")])
+        shapes = json.loads(header["__metadata__"][_SHAPES])
+        tensors = load(sidecar)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{SIDECAR} is damaged ({error}); export the model again with --shell") from None
+    for name, array in tensors.items():
+        yield name, array if name not in shapes else _decoded(name, array.tobytes(), shapes[name])
+
+
+def _decoded(name: str, blob: bytes, shape: list[int]) -> np.ndarray:
+    try:
+        return np.frombuffer(unpack(blob), np.int8).reshape(shape)
+    except (InputError, ValueError, TypeError) as error:
+        raise InputError(f"{SIDECAR}: {name}: {error}; export the model again with --shell") from None
+
+
+def load_shell(folder: Path, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
+    """A session of the shell and the sidecar in a folder; each weight is decoded as it is handed over.
+
+    Check the files against the SHA-256 in manifest.json first if they come from elsewhere: neither has a checksum of its own.
+
+    Args:
+        folder: with model.shell.onnx and model.shell.safetensors.
+        options: of the session; initializers are added to them.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    options = options or onnxruntime.SessionOptions()
+    try:
+        shell, sidecar = (folder / name for name in (SHELL, SIDECAR))
+        names, values = [], []
+        for name, array in constants(sidecar.read_bytes()):
+            names.append(name)
+            values.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        options.add_external_initializers(names, values)
+        return onnxruntime.InferenceSession(shell.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise InputError(f"{error.filename} can't be read: {error.strerror}; export the model again with --shell") from None
