@@ -33,7 +33,7 @@ TABLES_MB = 0.0629  # MB = 2^20 bytes
 @click.option("--steps", default=250, show_default=True, help="Of fine-tuning.")
 @click.option("--ipq-steps", default=250, show_default=True, help="Of iPQ, for each of its 3 groups and for the int8 stage.")
 @click.option("--ipq-lr", default=5e-4, show_default=True, help="Learning rate of iPQ.")
-@click.option("--noise", "rate", default=0.1, show_default=True, help="Rate of Quant-Noise for tables.")
+@click.option("--noise", "rate", default=0.3, show_default=True, help="Rate of Quant-Noise for tables.")
 @click.option("--int4-noise", "int4_rate", default=0.5, show_default=True, help="Rate of Quant-Noise for int4.")
 @click.option("--threads", default=2, show_default=True)
 @seed_option

@@ -9,6 +9,7 @@ import cifar10
 import torch
 from classifier import Labelled
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from qn_deploy import noise
 from qn_deploy.compress import IPQ, Compressed, ipq
@@ -16,6 +17,7 @@ from qn_deploy.recipe import Int4, Int8, Recipe, Rule, Table
 
 BATCH, LR = 128, 0.01  # of fine-tuning
 IPQ_BATCH, TEMPERATURE = 32, 4.0  # many small steps: without BatchNorm only a low learning rate is stable
+STATISTICS_BATCH = 500
 REFRESH = 25  # steps between two looks of exact noise at the weights; five times an epoch, as there are but two
 
 # 3x3 kernels share codes, with a codebook of 64 where the layer reads 16 channels, else of 256. The stem sees raw pixels: int8.
@@ -54,7 +56,7 @@ class Training:
         """A copy of the float model, fine-tuned."""
         model = copy.deepcopy(downloaded)
         cifar10.fine_tune(model, self.train.inputs, self.train.labels, self.steps, BATCH, LR, self.seed)
-        return model
+        return self._settled(model)
 
     def with_noise(self, downloaded: nn.Module, recipe: Recipe, p: float) -> nn.Module:
         """The same with Quant-Noise at rate p: exact noise where a table will be, rounding where integers will."""
@@ -68,7 +70,12 @@ class Training:
 
         cifar10.fine_tune(model, self.train.inputs, self.train.labels, self.steps, BATCH, LR, self.seed, refresh)
         noise.remove(model)
-        return model
+        return self._settled(model)
+
+    def _settled(self, model: nn.Module) -> nn.Module:
+        """Lets BatchNorm see the weights without noise: its running statistics are those of noised ones."""
+        update_bn(torch.split(self.train.inputs, STATISTICS_BATCH), model)
+        return model.eval()
 
     def iterative(self, student: nn.Module, teacher: nn.Module) -> Compressed:
         """A student compressed into tables by iPQ; needs no labels."""

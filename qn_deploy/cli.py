@@ -51,11 +51,30 @@ def main() -> None:
 @click.option("--calibrate", type=PATH, help="An .npz with one array for each input, for static int8 activations.")
 @click.option(
     "--activations",
-    type=click.Choice(["static", "dynamic", "none"]),
-    help="How activations are quantized. Without it: static with calibration data, else dynamic.",
+    type=click.Choice(["static", "static-qnnpack", "dynamic", "none"]),
+    help="How activations are quantized; static-qnnpack wants one scale for each weight. Without it: static with calibration data, "
+    "else dynamic.",
 )
+@click.option(
+    "--centroid-range",
+    type=click.IntRange(1, 127),
+    metavar="N",
+    help="Keep int8 weights within -N..N: 64 makes int8 sums exact on x86 processors without VNNI, at a small loss.",
+)
+@click.option("--shell", is_flag=True, help="onnx: also write a shell and a sidecar with the tables, which take less memory to load.")
+@click.option("--allow-unfused", is_flag=True, help="onnx: write the file even if onnxruntime would run a layer in float.")
 @click.option("--only", multiple=True, metavar="EXPORTER", help="Write for this exporter only (onnx, executorch); may be repeated.")
-def export(model: Path, target: str, out: Path, calibrate: Path | None, activations: str | None, only: tuple[str, ...]) -> None:
+def export(
+    model: Path,
+    target: str,
+    out: Path,
+    calibrate: Path | None,
+    activations: str | None,
+    centroid_range: int | None,
+    shell: bool,
+    allow_unfused: bool,
+    only: tuple[str, ...],
+) -> None:
     """Write MODEL (a model.pt of qn_deploy.save) as .onnx and .pte, with manifest and golden vectors."""
     progress = _progress()
     progress(f"reading {model}")
@@ -65,7 +84,9 @@ def export(model: Path, target: str, out: Path, calibrate: Path | None, activati
 
     from qn_deploy.program import build
     from qn_deploy.program.calibration import load_calibration
+    from qn_deploy.program.exporter import Options
     from qn_deploy.program.lower import Activations, choose_activations
+    from qn_deploy.program.narrow import narrow
     from qn_deploy.program.store import load
     from qn_deploy.report.tables import print_build
 
@@ -73,11 +94,12 @@ def export(model: Path, target: str, out: Path, calibrate: Path | None, activati
     if calibrate is not None:
         program = replace(program, calibration=load_calibration(calibrate, program))
     scheme = choose_activations(program, None if activations is None else Activations(activations))
-    manifest = build.export(program, scheme, out, target, only or TARGETS[target].exporters, progress)
+    if centroid_range is not None:
+        program = narrow(program, centroid_range)
+    options = Options(allow_unfused, shell)
+    manifest = build.export(program, scheme, out, target, only or TARGETS[target].exporters, progress, options)
     progress("")
     print_build(Console(), manifest, out)
-    if TARGETS[target].advice:
-        click.echo(f"on {target}: {TARGETS[target].advice}")
     click.echo(f"\nnext: qn-deploy verify {shlex.quote(str(out))}")
 
 

@@ -1,4 +1,4 @@
-"""Where a program is to run. A target names the exporters that serve it and what a user has to know there."""
+"""Where a program is to run. A target names the exporters that serve it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ class Target:
     Attributes:
         title: one line for `--help`.
         exporters: names of the exporters whose files it takes.
-        advice: what its user has to set; empty if nothing.
     """
 
     title: str
     exporters: tuple[str, ...]
-    advice: str = ""
 
 
 TARGETS = {
     "arm": Target("64-bit ARM phones and boards: onnxruntime, and ExecuTorch with XNNPACK", ("onnx", "executorch")),
-    "x86": Target(
-        "x86-64 laptops and servers: onnxruntime, and ExecuTorch with XNNPACK",
-        ("onnx", "executorch"),
-        "on processors without VNNI set onnxruntime's session option session.x64quantprecision=1, or int8 sums saturate",
-    ),
+    "x86": Target("x86-64 laptops and servers: onnxruntime, and ExecuTorch with XNNPACK", ("onnx", "executorch")),
 }

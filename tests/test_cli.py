@@ -99,14 +99,25 @@ def test_verify_passes_on_the_real_runtimes(build: Any) -> None:
     assert all(sorted(check) == ["found", "limit", "passed", "rung", "what"] for check in report["checks"])
 
 
-def test_a_target_adds_advice_and_the_same_model_gives_the_same_bytes(model: Any, build: Any, tmp_path: Path) -> None:
+def test_export_tells_what_to_set_and_the_same_model_gives_the_same_bytes(model: Any, build: Any, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     result = run("export", model.path, "--target", "x86", "--only", "onnx", "--out", folder)
     assert result.exit_code == 0, result.output
-    assert "session.x64quantprecision=1" in result.stdout
+    assert "session.x64quantprecision 1, on x86 processors without VNNI" in " ".join(result.stdout.split())
     assert result.stdout.splitlines()[-1] == f"next: qn-deploy verify '{folder}'"
     assert sorted(path.name for path in folder.iterdir()) == ["golden.safetensors", "manifest.json", "model.onnx"]
     assert (folder / "model.onnx").read_bytes() == (build.folder / "model.onnx").read_bytes()
+
+
+def test_options_of_export_reach_the_exporters(model: Any, tmp_path: Path) -> None:
+    result = run("export", model.path, "--only", "onnx", "--out", tmp_path, "--shell", "--centroid-range", "64", "--allow-unfused")
+    assert result.exit_code == 0, result.output
+    assert "model.shell.onnx + model.shell.safetensors" in " ".join(result.stdout.split())
+    assert "VNNI" not in result.stdout
+    verified = run("verify", tmp_path, "--json")
+    checks = {check["what"]: check["found"] for check in json.loads(verified.stdout)["checks"]}
+    assert checks["model.shell.onnx, model.shell.safetensors to the dense program"] == "byte-identical"
+    assert verified.exit_code == 0
 
 
 @pytest.fixture

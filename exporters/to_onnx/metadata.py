@@ -8,7 +8,8 @@ from importlib.metadata import version
 
 import onnx
 
-from qn_deploy.program.lower import Lowered
+from qn_deploy.program.lower import Activations, Lowered
+from qn_deploy.program.narrow import EXACT_IN_PAIRS
 from qn_deploy.program.program import Program
 
 PREFIX = "qn_deploy."
@@ -34,5 +35,6 @@ def describe(model: onnx.ModelProto, program: Program, lowered: Lowered) -> None
 def facts(model: onnx.ModelProto, lowered: Lowered) -> dict[str, str]:
     """What the manifest says of the file: its opset, and the session options that a processor needs."""
     (opset,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    quantized = lowered.activations.value != "none" and bool(lowered.weights)
-    return {"opset": str(opset), **(VNNI if quantized else {})}
+    widest = max((int(weight.int8().abs().max()) for weight in lowered.weights.values()), default=0)
+    saturates = lowered.activations is not Activations.NONE and widest > EXACT_IN_PAIRS
+    return {"opset": str(opset), **(VNNI if saturates else {})}

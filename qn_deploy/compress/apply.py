@@ -52,10 +52,11 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Target:
-    """One weight that a recipe compresses: the places where it stands, several if it is tied."""
+    """One weight that a recipe compresses: the places where it stands, several if it is tied; `per_tensor` asks for one scale."""
 
     slots: tuple[Slot, ...]
     method: Table | Int8 | Int4
+    per_tensor: bool = False
 
     @property
     def name(self) -> str:
@@ -70,7 +71,7 @@ class Target:
     @property
     def per_channel(self) -> bool:
         """False if the weight has one scale for all its rows."""
-        return not any(isinstance(slot.module, ONE_SCALE) for slot in self.slots)
+        return not self.per_tensor and not any(isinstance(slot.module, ONE_SCALE) for slot in self.slots)
 
 
 def compress(
@@ -153,7 +154,7 @@ def targets(model: nn.Module, recipe: Recipe) -> tuple[list[Target], dict[str, s
         known = {slot.name for slot in places}
         stranger = next((name for name in owners[key] if name not in known), None)
         if stranger is None:
-            found.append(Target(tuple(places), method))
+            found.append(Target(tuple(places), method, recipe.per_tensor))
         else:
             left[first.name] = f"float: tied with {stranger}, which is no weight of a module that can be compressed"
     return found, left
@@ -205,9 +206,10 @@ def _compress_weight(target: Target, seed: int, moments: Moments, feedback: Feed
         table = table_from_weight(weight, method, seed, per_channel, moments.lookups)
     else:
         table = table_with_feedback(weight, method, moments, feedback, seed, per_channel)
-    plain = IntWeight.from_float(weight, per_channel)
-    if table.nbytes >= plain.nbytes:
-        return plain, f"int8: a table takes {table.nbytes} bytes, int8 {plain.nbytes}"
+    plain = weight.numel() + table.scale.nbytes
+    if table.nbytes >= plain:
+        reason = f"int8: a table takes {table.nbytes} bytes, int8 {plain}"
+        return _integers(weight, Int8(), per_channel, moments, feedback), reason
     return table, None
 
 

@@ -83,7 +83,7 @@ def _golden(program: Program, activations: Activations, exporters: dict[str, Exp
     keep("float", program.golden.outputs)
     for name, result in written.items():
         keep(f"simulated/{name}", result.lowered.simulate(program.golden.inputs))
-        if activations is Activations.STATIC:
+        if activations.is_static:
             keep(f"reference/{name}", IntegerReference(result.lowered.exported, exporters[name].rules)(program.golden.inputs))
     return tensors
 
@@ -99,7 +99,7 @@ def _manifest(
     exported = program.exported
     lowered = next(iter(written.values())).lowered.exported
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
-    steps = _output_steps(lowered) if activations is Activations.STATIC else [None] * len(program.golden.outputs)
+    steps = _output_steps(lowered) if activations.is_static else [None] * len(program.golden.outputs)
     output_nodes = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     outputs = [node.meta["val"] for node in output_nodes]
     names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
@@ -116,7 +116,7 @@ def _manifest(
         theoretical_bytes=plain + sum(weight.nbytes for name, weight in program.weights.items() if name in constants),
         float_bytes=sum(value.nbytes for value in constants.values()),
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
-        inexact=tuple(inexact_operators(lowered)) if activations is Activations.STATIC else (),
+        inexact=tuple(inexact_operators(lowered)) if activations.is_static else (),
         recipe=json.loads(program.recipe.to_json()) if program.recipe else None,
         left=program.left,
     )

@@ -20,7 +20,7 @@ CODE_PAIRS = "qn_code_pairs"  # the buffer with which packed codes are looked up
 
 
 def insert_weights(
-    graph_module: GraphModule, weights: dict[str, CompressedWeight], takes_int8: Callable[[Node], bool]
+    graph_module: GraphModule, weights: dict[str, CompressedWeight], takes_int8: Callable[[Node], bool], per_tensor: bool = False
 ) -> dict[str, CompressedWeight]:
     """Replaces each compressed float weight by its int8 buffer and a dequantize node, or by table lookups under an embedding.
 
@@ -28,6 +28,7 @@ def insert_weights(
         graph_module: it is changed.
         weights: compressed forms by parameter name; 4-bit values as tables.
         takes_int8: whether a reader of a weight gets it as int8; where not, it stays a float constant.
+        per_tensor: a weight of one scale is dequantized by it alone; else by one scale for each row, all equal, which every runtime takes.
 
     Returns:
         The form of each int8 buffer and of each float constant that stayed, by its name.
@@ -46,7 +47,7 @@ def insert_weights(
             name = f"{node.target}{INT8_SUFFIX}"
             stored[name] = weight
             with graph_module.graph.inserting_before(user):
-                user.replace_input_with(node, _dequantize(graph_module, name, weight, index, user.target in TRANSPOSED))
+                user.replace_input_with(node, _dequantize(graph_module, name, weight, index, per_tensor or user.target in TRANSPOSED))
         if node.users:
             stored[str(node.target)] = weight
         else:
@@ -55,10 +56,10 @@ def insert_weights(
     return stored
 
 
-def _dequantize(graph_module: GraphModule, name: str, weight: CompressedWeight, reader: int, transposed: bool) -> Node:
+def _dequantize(graph_module: GraphModule, name: str, weight: CompressedWeight, reader: int, one_scale: bool) -> Node:
     decomposed, call = torch.ops.quantized_decomposed, graph_module.graph.call_function
     values = buffer(graph_module, name, weight.int8())
-    if transposed and weight.scale.numel() == 1:  # rows are its input channels, and runtimes know no scale for each of these
+    if one_scale and weight.scale.numel() == 1:  # the rows of a transposed layer are its input channels: no runtime has scales for these
         return call(decomposed.dequantize_per_tensor.default, (values, weight.scale.item(), 0, -INT8_MAX, INT8_MAX, torch.int8))
     out = weight.shape[0]
     scale = buffer(graph_module, f"{name}_scale", weight.scale.expand(out).contiguous())

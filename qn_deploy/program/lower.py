@@ -37,11 +37,20 @@ LAYERS = (LINEAR, *CONVOLUTIONS, *TRANSPOSED)  # what runtimes compute with int8
 
 
 class Activations(str, Enum):
-    """How activations are quantized: int8 by calibrated ranges, int8 by each input's own range, or not at all."""
+    """How activations are quantized: int8 by calibrated ranges, int8 by each input's own range, or not at all.
+
+    QNNPACK is static, and has one scale for each weight where XNNPACK has one for each row.
+    """
 
     STATIC = "static"
+    QNNPACK = "static-qnnpack"
     DYNAMIC = "dynamic"
     NONE = "none"
+
+    @property
+    def is_static(self) -> bool:
+        """True if ranges are calibrated."""
+        return self in (Activations.STATIC, Activations.QNNPACK)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def choose_activations(program: Program, asked: Activations | None) -> Activatio
         InputError: static without calibration data, or convolutions without any way to quantize their inputs.
     """
     chosen = asked or (Activations.STATIC if program.calibration else Activations.DYNAMIC)
-    if chosen is Activations.STATIC and not program.calibration:
+    if chosen.is_static and not program.calibration:
         raise InputError("static int8 activations need calibration data: give --calibrate data.npz, or calibration= to qn_deploy.save")
     convolutions = [node.name for node in program.exported.graph.nodes if node.target in (*CONVOLUTIONS, *TRANSPOSED)]
     if chosen is Activations.DYNAMIC and convolutions:
@@ -97,15 +106,19 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
             have no kernel for int8 weights with float activations); embeddings are lookups all the same.
 
     Raises:
-        ExportError: static, and a BatchNorm that should have been folded before compressing follows a compressed weight.
+        ExportError: static, and a BatchNorm that should have been folded before compressing follows a compressed weight; or a weight has
+            a scale for each row, and QNNPACK's activations are asked for.
     """
     graph_module: GraphModule = program.exported.module(check_guards=False)  # a copy: the program is not touched
-    if activations is Activations.STATIC:
+    if activations is Activations.QNNPACK:
+        _check_scales(program)
+    if activations.is_static:
         graph_module = _calibrate(graph_module, program)
         _separate_biases(graph_module)
     forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
-    weights = insert_weights(graph_module, forms, lambda layer: not baked or _takes_int8(layer, activations))
-    if activations is Activations.STATIC:
+    per_tensor = activations is Activations.QNNPACK
+    weights = insert_weights(graph_module, forms, lambda layer: not baked or _takes_int8(layer, activations), per_tensor)
+    if activations.is_static:
         _snap_biases(graph_module, weights)
     if activations is Activations.DYNAMIC:
         _quantize_linear_inputs(graph_module, weights, per_row)
@@ -141,6 +154,17 @@ def _dim(size: torch.SymInt, exported: ExportedProgram, dims: dict[str, Any]) ->
     bounds = exported.range_constraints[symbol]
     upper = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < 2**31 else None
     return dims.setdefault(str(symbol), torch.export.Dim(str(symbol), min=max(int(bounds.lower), 0), max=upper))
+
+
+def _check_scales(program: Program) -> None:
+    layers = [node for node in program.exported.graph.nodes if node.target in LAYERS]
+    read = {program.exported.graph_signature.inputs_to_parameters.get(node.args[1].name) for node in layers}
+    rows = [name for name, weight in program.weights.items() if name in read and weight.scale.numel() > 1]
+    if rows:
+        raise ExportError(
+            f"QNNPACK takes one scale for each weight; {rows[0]} and {len(rows) - 1} others have one for each row. Compress by a recipe "
+            "with per_tensor=True, or export with --activations static, which XNNPACK and onnxruntime take"
+        )
 
 
 def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:

@@ -91,7 +91,7 @@ class Manifest:
 
     Attributes:
         target: the target's name, see `targets.py`.
-        activations: static, dynamic or none.
+        activations: static, static-qnnpack, dynamic or none.
         files: program files by name.
         golden_sha256: hash of golden.safetensors, which holds `input/I`, `float/I`, `simulated/EXPORTER/I` and, for static int8,
             `reference/EXPORTER/I` (the integer reference by that runtime's rules).
@@ -114,6 +114,11 @@ class Manifest:
     inexact: tuple[str, ...] = ()
     recipe: dict[str, Any] | None = None
     left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_static(self) -> bool:
+        """True if the ranges of activations were calibrated."""
+        return self.activations.startswith("static")
 
     def to_json(self) -> str:
         """The text of manifest.json; keys sorted, so that the same build gives the same bytes."""
@@ -140,7 +145,7 @@ def read_manifest(folder: Path) -> Manifest:
             name: WeightEntry(**{**entry, "shape": tuple(entry["shape"]), "parts": tuple(entry["parts"])})
             for name, entry in data["weights"].items()
         }
-        if data["activations"] not in ("static", "dynamic", "none") or not isinstance(data["inexact"], list):
+        if data["activations"] not in ("static", "static-qnnpack", "dynamic", "none") or not isinstance(data["inexact"], list):
             raise ValueError(
                 f"activations {data['activations']!r}, inexact {data['inexact']!r}"
             )  # these two decide how strict the rungs are

@@ -49,10 +49,12 @@ class Recipe:
     Attributes:
         rules: tried in order, the first match decides.
         title: a name for reports and manifests.
+        per_tensor: one scale for each weight instead of one for each of its rows, as QNNPACK's kernels ask.
     """
 
     rules: tuple[Rule, ...]
     title: str = "custom"
+    per_tensor: bool = False
 
     def method_for(self, name: str, module: nn.Module) -> Method:
         """The method of the first rule that matches the parameter `name` of `module`."""
@@ -73,7 +75,7 @@ class Recipe:
             }
             for rule in self.rules
         ]
-        return json.dumps({"title": self.title, "rules": rules}, indent=1)
+        return json.dumps({"title": self.title, "per_tensor": self.per_tensor, "rules": rules}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -84,7 +86,8 @@ class Recipe:
         """
         try:
             data = json.loads(text)
-            return cls(tuple(_rule(entry) for entry in data["rules"]), title=str(data["title"]))
+            rules = tuple(_rule(entry) for entry in data["rules"])
+            return cls(rules, title=str(data["title"]), per_tensor=bool(data.get("per_tensor", False)))  # earlier files do not say
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"this is no recipe: {error!r}; write one with Recipe.to_json()") from None
 

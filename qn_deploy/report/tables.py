@@ -27,14 +27,20 @@ def print_build(console: Console, manifest: Manifest, folder: Path) -> None:
     title = f"{folder}: {manifest.target}, {manifest.activations} activations"
     table = _table("file", "runs on", "bytes", "of float", "smaller", title=title)
     for name, entry in manifest.files.items():
-        share = entry.bytes / manifest.float_bytes
-        table.add_row(name, entry.runtime, size(entry.bytes), f"{share:.1%}", f"{1 / share:.1f} x")
+        parts = sum(part.bytes for part in entry.parts.values())
+        companions = sum(file.bytes for file in entry.companions.values())
+        for files, count in (([name, *entry.parts], entry.bytes + parts), ([*entry.companions], companions)):
+            if files:
+                share = count / manifest.float_bytes
+                table.add_row(" + ".join(files), entry.runtime, size(count), f"{share:.1%}", f"{1 / share:.1f} x")
     console.print(table)
     console.print(f"float constants {size(manifest.float_bytes)}; codes, centroids, scales and the rest {size(manifest.theoretical_bytes)}")
     print_left(console, manifest.left)
     for name, entry in manifest.files.items():
         for note in entry.notes:
             console.print(f"note on {name}: {note}", markup=False)
+        for fact, value in entry.facts.items():
+            console.print(f"{name}: {fact} {value}", markup=False)
 
 
 def print_left(console: Console, left: dict[str, str]) -> None:

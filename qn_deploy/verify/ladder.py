@@ -145,7 +145,7 @@ def _check_file(
     simulated = _batch(golden, f"simulated/{entry.exporter}")
     if exporter.optimizes:
         checks.append(_judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, _within(MAX_STEPS_EXPORT)))
-    static = manifest.activations == "static"
+    static = manifest.is_static
     reference = _batch(golden, f"reference/{entry.exporter}") if static else simulated
     what = "integer reference" if static else "simulation"
     exact = static and not manifest.inexact
@@ -175,7 +175,7 @@ def _check_weights(manifest: Manifest, name: str, found: set[str]) -> Check:
 
 
 def _check_runtimes(manifest: Manifest, outputs: dict[str, Batch]) -> list[Check]:
-    if manifest.activations != "static":  # dynamic ranges are per tensor in one runtime and per row in the other: two programs
+    if not manifest.is_static:  # dynamic ranges are per tensor in one runtime and per row in the other: two programs
         return []
     return [
         _judge(4, f"{first} to {second}", outputs[first], outputs[second], manifest, _within(MAX_STEPS_TWINS))

@@ -31,6 +31,7 @@ def test_the_json_in_full() -> None:
     recipe = Recipe((Rule(Table(9, 16), module="Conv2d", kernel=(3, 3)), Rule(Int8(), name="head.*"), Rule(Float())), title="mine")
     assert json.loads(recipe.to_json()) == {
         "title": "mine",
+        "per_tensor": False,
         "rules": [
             {
                 "method": {"kind": "table", "block_size": 9, "centroids": 16, "codebooks": None, "residual": 0},
