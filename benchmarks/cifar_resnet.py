@@ -37,7 +37,7 @@ AFTER_TRAINING = 50.0  # % right, without fine-tuning
     "--ipq-steps", default=250, show_default=True, help=f"Of iPQ, {IPQ_BATCH} images each, for each of its 3 groups and for the int8 stage."
 )
 @click.option("--ipq-lr", default=5e-4, show_default=True, help="Learning rate of iPQ.")
-@click.option("--noise", "rate", default=0.0, show_default=True, help="Also fine-tune with Quant-Noise at this rate (0.1), then iPQ.")
+@click.option("--noise", "rate", default=0.0, show_default=True, help="Also fine-tune with Quant-Noise at this rate (0.3), then iPQ.")
 @click.option("--threads", default=2, show_default=True, help="Of training; timings use one.")
 @seed_option
 @json_option

@@ -104,7 +104,6 @@ def _manifest(
     outputs = [node.meta["val"] for node in output_nodes]
     names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
     constants = _constants(exported)
-    plain = sum(value.nbytes for name, value in constants.items() if name not in program.weights)
     return Manifest(
         target=target,
         activations=activations.value,
@@ -113,7 +112,7 @@ def _manifest(
         files={exporter.filename: _file_entry(name, exporter.runtime, written[name]) for name, exporter in exporters.items()},
         golden_sha256=_sha256(golden),
         weights=describe(program),
-        theoretical_bytes=plain + sum(weight.nbytes for name, weight in program.weights.items() if name in constants),
+        theoretical_bytes=theoretical_bytes(program),
         float_bytes=sum(value.nbytes for value in constants.values()),
         versions={name: importlib.metadata.version(name) for name in _VERSIONED},
         inexact=tuple(inexact_operators(lowered)) if activations.is_static else (),
@@ -127,6 +126,13 @@ def _file_entry(exporter: str, runtime: str, written: Written) -> FileEntry:
         {name: BesideEntry(len(data), _sha256(data)) for name, data in files.items()} for files in (written.companions, written.parts)
     )
     return FileEntry(exporter, runtime, len(written.data), _sha256(written.data), written.notes, companions, dict(written.facts), parts)
+
+
+def theoretical_bytes(program: Program) -> int:
+    """Bytes of codes, centroids, scales, biases and uncompressed constants (paper section 3.3, eq. M)."""
+    constants = _constants(program.exported)
+    plain = sum(value.nbytes for name, value in constants.items() if name not in program.weights)
+    return plain + sum(weight.nbytes for name, weight in program.weights.items() if name in constants)
 
 
 def _constants(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:

@@ -1,0 +1,72 @@
+"""What loading a program costs in memory: measured in a process of its own, since memory that was once used seldom goes back.
+
+python memory.py FILE.onnx INPUTS.npz       or a folder with a shell and its sidecar
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+MB = 2**20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """MB over what the process had before it loaded the program: at the peak of loading, and after its first run."""
+
+    peak: float
+    resident: float
+
+
+def measure(program: Path, inputs: Path) -> Memory:
+    """Loads a program and runs it once, one thread, in a new process.
+
+    Args:
+        program: an .onnx file, or a folder with model.shell.onnx and its sidecar.
+        inputs: an .npz with an array for each input of the model, in the order of the model's inputs.
+    """
+    command = [sys.executable, __file__, str(program), str(inputs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith(field))
+
+
+def _trimmed() -> float:
+    import ctypes
+
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _status("VmRSS")
+
+
+def _child(program: Path, inputs: Path) -> None:
+    import numpy as np
+    import onnxruntime
+
+    from qn_deploy.exporters.to_onnx.shell import load_shell
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    feeds = dict(np.load(inputs))
+    before = _trimmed()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    if program.is_dir():
+        session = load_shell(program, options)
+    else:
+        session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    session.run(None, {entry.name: array for entry, array in zip(session.get_inputs(), feeds.values(), strict=True)})
+    peak = _status("VmHWM")
+    print(json.dumps({"peak": peak - before, "resident": _trimmed() - before}))
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]), Path(sys.argv[2]))

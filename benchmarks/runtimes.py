@@ -1,0 +1,242 @@
+"""Table-compressed programs on onnxruntime, beside onnxruntime's own int8 of the same float model: bytes, time, load, memory."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import click
+import memory
+import numpy as np
+import onnx
+import paired
+import torch
+from models import Encoder, MobileNet, ResNet50
+from rows import Row, at_most, chosen, clock, finish, json_option, seed_option
+from torch import Tensor, nn
+
+from qn_deploy.compress.batchnorm import fold_batchnorm
+from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
+from qn_deploy.exporters.to_onnx import EXPORTER
+from qn_deploy.program.build import theoretical_bytes
+from qn_deploy.program.capture import capture
+from qn_deploy.program.exporter import Options
+from qn_deploy.program.lower import Activations
+from qn_deploy.program.program import Program
+from qn_deploy.quiet import quiet
+from qn_deploy.recipe import Float, Method, Recipe, Rule, Table
+from qn_deploy.recipe.paper import resnet, transformer
+from qn_deploy.recipe.parameters import compressible
+
+TITLE = "Tables on onnxruntime"
+STATIC, DYNAMIC = Activations.STATIC, Activations.DYNAMIC
+FILE_FACTOR, FILE_EXTRA = 1.02, 16 * 1024  # bytes of a file against those of its constants
+LINEAR = Recipe((Rule(Table(8, 256)),), title="d=8")
+CONV = Recipe((Rule(Table(9, 256)),), title="d=9")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, what it reads, and what is asked of its time."""
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    activations: Activations
+    recipe: Recipe
+    to_int8: float  # at most so many times onnxruntime's own int8
+    to_float: float | None = None
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(1024, 4096))
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
+
+
+def stack() -> nn.Module:
+    """12 layers of 2048 x 2048: what loads while others are loaded."""
+    return nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(12)))
+
+
+WORKLOADS = {
+    "Linear 1024x4096, static, batch 1": Workload(linear, lambda: torch.randn(1, 1024), STATIC, LINEAR, 1.15, 0.40),
+    "Linear 1024x4096, static, batch 128": Workload(linear, lambda: torch.randn(128, 1024), STATIC, LINEAR, 1.05),
+    "Linear 1024x4096, dynamic, batch 1": Workload(linear, lambda: torch.randn(1, 1024), DYNAMIC, LINEAR, 1.15, 0.40),
+    "Linear 1024x4096, dynamic, batch 128": Workload(linear, lambda: torch.randn(128, 1024), DYNAMIC, LINEAR, 1.05),
+    "Conv 3x3 256": Workload(conv, lambda: torch.randn(1, 256, 28, 28), STATIC, CONV, 1.02, 0.40),
+    "ResNet-50": Workload(ResNet50, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet(), 1.05),
+    "MobileNet": Workload(MobileNet, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet(), 1.05),
+    "6-layer encoder, dynamic": Workload(Encoder, lambda: torch.randn(1, 128, 384), DYNAMIC, transformer(), 1.05),
+    "6-layer encoder, static": Workload(Encoder, lambda: torch.randn(1, 128, 384), STATIC, transformer(), 1.05),
+}
+LOAD, PEAK = 2.2, 1.15  # times onnxruntime's own int8
+EMBEDDING = (50_000, 768)
+EMBEDDING_RAM, EMBEDDING_TIME = 1.1, 1.3
+
+
+@click.command(help=__doc__)
+@click.option("--only", multiple=True, metavar="TEXT", help="Workloads whose name holds this; may be repeated.")
+@click.option("--samples", default=60, show_default=True, help="Of each of two programs.")
+@seed_option
+@json_option
+def main(only: tuple[str, ...], samples: int, seed: int, json_file: Path | None) -> None:
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    progress, rows = clock(), []
+    parts = {name: lambda name=name: _workload(name, WORKLOADS[name], samples) for name in WORKLOADS}
+    parts |= {"load of 12 layers of 2048x2048": lambda: _load(samples), "Embedding 50000x768": lambda: _embedding(samples)}
+    for name, part in parts.items():
+        if not only or any(text in name for text in only):
+            progress(name)
+            rows += part()
+    sys.exit(finish(TITLE, rows, chosen(), json_file))
+
+
+def _workload(name: str, workload: Workload, samples: int) -> list[Row]:
+    model, x = workload.make().eval(), workload.inputs()
+    program = _program(model, x, workload.recipe, workload.activations)
+    data = EXPORTER.write(program, workload.activations).data
+    plain = paired.float_onnx(model, x)
+    own = _int8_of_onnxruntime(plain, x, workload.activations)
+    tables = paired.onnxruntime_call(data, x)
+    pair = paired.paired(tables, paired.onnxruntime_call(own, x), samples)
+    theory = theoretical_bytes(program)
+    rows = [
+        at_most(f"{name}: file", len(data), "bytes", FILE_FACTOR * theory + FILE_EXTRA),
+        Row(f"{name}: file of int8", len(own), "bytes"),
+        at_most(f"{name}: time to int8", pair.ratio, "x", workload.to_int8),
+        Row(f"{name}: time", 1e3 * pair.first, "ms"),
+    ]
+    pair = paired.paired(tables, paired.onnxruntime_call(plain, x), samples)
+    bar = f"{name}: time to float32"
+    return [*rows, Row(bar, pair.ratio, "x") if workload.to_float is None else at_most(bar, pair.ratio, "x", workload.to_float)]
+
+
+def _load(samples: int) -> list[Row]:
+    x = torch.randn(1, 2048)
+    model = stack().eval()
+    program = _program(model, x, LINEAR, DYNAMIC)
+    written = EXPORTER.write(program, DYNAMIC, Options(shell=True))
+    own = _int8_of_onnxruntime(paired.float_onnx(model, x), x, DYNAMIC)
+    pair = paired.paired(
+        lambda: paired.onnxruntime_call(written.data, x)(), lambda: paired.onnxruntime_call(own, x)(), max(4, samples // 6)
+    )
+    rows = [at_most("12 layers of 2048x2048: load and first run to int8", pair.ratio, "x", LOAD), Row("load", 1e3 * pair.first, "ms")]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, data in {"tables.onnx": written.data, "int8.onnx": own, **written.companions}.items():
+            (folder / file).write_bytes(data)
+        np.savez(folder / "inputs.npz", x.numpy())
+        tables, int8, shell = (
+            memory.measure(path, folder / "inputs.npz") for path in (folder / "tables.onnx", folder / "int8.onnx", folder)
+        )
+    return [
+        *rows,
+        Row("peak of loading, one file, to int8", tables.peak / int8.peak, "x"),
+        at_most("peak of loading, shell, to int8", shell.peak / int8.peak, "x", PEAK),
+        *(Row(f"peak of loading, {what}", found.peak, "MB") for what, found in (("one file", tables), ("shell", shell), ("int8", int8))),
+        *(Row(f"after a run, {what}", found.resident, "MB") for what, found in (("one file", tables), ("shell", shell), ("int8", int8))),
+    ]
+
+
+def _embedding(samples: int) -> list[Row]:
+    ids = torch.tensor([[7]])
+    program = _program(nn.Sequential(nn.Embedding(*EMBEDDING)).eval(), ids, LINEAR, DYNAMIC)
+    data = EXPORTER.write(program, DYNAMIC).data
+    own = _int8_embedding()
+    pair = paired.paired(paired.onnxruntime_call(data, ids), paired.onnxruntime_call(own, ids), samples)
+    with tempfile.TemporaryDirectory() as name:
+        (folder := Path(name)).joinpath("model.onnx").write_bytes(data)
+        np.savez(folder / "inputs.npz", ids.numpy())
+        found = memory.measure(folder / "model.onnx", folder / "inputs.npz")
+    size = len(data) / memory.MB
+    return [
+        at_most("Embedding 50000x768: file", len(data), "bytes", FILE_FACTOR * theoretical_bytes(program) + FILE_EXTRA),
+        at_most("Embedding 50000x768: memory to its file", found.resident / size, "x", EMBEDDING_RAM),
+        at_most("Embedding 50000x768: one token to int8", pair.ratio, "x", EMBEDDING_TIME),
+        Row("Embedding 50000x768: one token", 1e6 * pair.first, "us"),
+    ]
+
+
+def _program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Activations) -> Program:
+    """The model with random tables where the recipe pays: times and bytes do not depend on the values."""
+    fold_batchnorm(model, (x,))
+    weights: dict[str, CompressedWeight] = {}
+    for slot in compressible(model):
+        method = recipe.method_for(slot.name, slot.module)
+        if not isinstance(method, Float):
+            weights[slot.name] = _random(slot.weight, method)
+            with torch.no_grad():
+                slot.weight.copy_(weights[slot.name].dequantize())
+    program = capture(model, (x,), None, ((x,),) if activations is STATIC else ())
+    program.weights.update({name: weight for name, weight in weights.items() if name in program.exported.state_dict})
+    return program
+
+
+def _random(weight: Tensor, method: Method) -> CompressedWeight:
+    out, row = weight.shape[0], weight[0].numel()
+    if not isinstance(method, Table) or row % method.block_size or not method.pays(out, row):
+        return IntWeight.from_float(weight)
+    columns = row // method.block_size
+    books = method.books(out, columns)
+    size = min(method.centroids, out * columns // books)
+    codes = torch.randint(size, (out, columns)).to(codes_dtype(size))
+    centroids = torch.randn(books, size, method.block_size).mul(40).round().clamp(-127, 127).to(torch.int8)
+    scale = (torch.rand(out) + 0.5) / (40 * prod(weight.shape[1:]) ** 0.5)
+    return PQWeight(codes, centroids, scale, tuple(weight.shape))
+
+
+def _int8_of_onnxruntime(plain: bytes, x: Tensor, activations: Activations) -> bytes:
+    """What onnxruntime's own tools make of a float model: per channel, uint8 activations."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Once(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, name: str) -> None:
+            self.batches = iter([{name: x.numpy()}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        source, ready, target = (str(Path(folder) / name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
+        model = onnx.load_model_from_string(plain)
+        del model.graph.value_info[:]  # shapes of weights, which quantize_dynamic transposes
+        onnx.save(model, source)
+        quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True)
+        if activations is DYNAMIC:
+            quantize_dynamic(ready, target, per_channel=True, weight_type=QuantType.QInt8)
+        else:
+            reader = Once(model.graph.input[0].name)
+            kinds = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+            quantize_static(ready, target, reader, per_channel=True, **kinds)
+        return Path(target).read_bytes()
+
+
+def _int8_embedding() -> bytes:
+    """Gather of int8 rows, then DequantizeLinear."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows = numpy_helper.from_array(np.random.default_rng(0).integers(-127, 128, EMBEDDING).astype(np.int8), "rows")
+    scale, zero = numpy_helper.from_array(np.float32(0.01), "scale"), numpy_helper.from_array(np.int8(0), "zero")
+    nodes = [
+        helper.make_node("Gather", ["rows", "ids"], ["found"]),
+        helper.make_node("DequantizeLinear", ["found", "scale", "zero"], ["y"]),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, EMBEDDING[1]])
+    model = helper.make_model(
+        helper.make_graph(nodes, "int8", [ids], [y], [rows, scale, zero]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    data: bytes = model.SerializeToString()
+    return data
+
+
+if __name__ == "__main__":
+    main()
