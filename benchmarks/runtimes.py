@@ -225,15 +225,12 @@ def _int8_embedding() -> bytes:
 
     rows = numpy_helper.from_array(np.random.default_rng(0).integers(-127, 128, EMBEDDING).astype(np.int8), "rows")
     scale, zero = numpy_helper.from_array(np.float32(0.01), "scale"), numpy_helper.from_array(np.int8(0), "zero")
-    nodes = [
-        helper.make_node("Gather", ["rows", "ids"], ["found"]),
-        helper.make_node("DequantizeLinear", ["found", "scale", "zero"], ["y"]),
-    ]
+    gather = helper.make_node("Gather", ["rows", "ids"], ["found"])
+    dequantize = helper.make_node("DequantizeLinear", ["found", "scale", "zero"], ["y"])
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 1])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, EMBEDDING[1]])
-    model = helper.make_model(
-        helper.make_graph(nodes, "int8", [ids], [y], [rows, scale, zero]), opset_imports=[helper.make_opsetid("", 18)]
-    )
+    graph = helper.make_graph([gather, dequantize], "int8", [ids], [y], [rows, scale, zero])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
     data: bytes = model.SerializeToString()
     return data
 

@@ -26,27 +26,30 @@ Optimized = Callable[[bytes], "Counter[str]"]
 @given(
     groups=st.sampled_from([1, 2, 4]),
     width=st.integers(1, 4),
+    dimensions=st.integers(1, 2),
     kernel=st.sampled_from([1, 3]),
     stride=st.integers(1, 2),
     padding=st.integers(0, 2),
     size=st.sampled_from([4, 256]),
     bias=st.booleans(),
 )
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 def test_a_static_convolution_is_exact_in_onnxruntime(
     make_program: MakeProgram,
     random_table: RandomTable,
     groups: int,
     width: int,
+    dimensions: int,
     kernel: int,
     stride: int,
     padding: int,
     size: int,
     bias: bool,
 ) -> None:
-    layer = nn.Conv2d(groups * width, groups * 8, kernel, stride, padding, groups=groups, bias=bias)
-    table = random_table(tuple(layer.weight.shape), kernel * kernel, size)
-    x = (torch.randn(4, groups * width, 6, 5, generator=torch.Generator().manual_seed(1)),)
+    kind = nn.Conv1d if dimensions == 1 else nn.Conv2d
+    layer = kind(groups * width, groups * 8, kernel, stride, padding, groups=groups, bias=bias)
+    table = random_table(tuple(layer.weight.shape), kernel**dimensions, size)
+    x = (torch.randn(4, groups * width, *(6, 5)[:dimensions], generator=torch.Generator().manual_seed(1)),)
     written = EXPORTER.write(make_program(nn.Sequential(layer), x, {"0.weight": table}), Activations.STATIC)
     shipped, plain, twin = (
         EXPORTER.run(data, (x,), optimized=level)[0][0]

@@ -76,26 +76,6 @@ def test_every_kind_of_table_folds_into_the_fused_operator(
         assert torch.equal(shipped, IntegerReference(written.lowered.exported, ONNXRUNTIME)(x)[0])
 
 
-def test_recurrent_weights_are_floats_by_the_time_they_are_read(
-    make_program: MakeProgram, random_table: RandomTable, optimized: Optimized
-) -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = nn.LSTM(8, 12, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lstm(x)[0]  # type: ignore[no-any-return]
-
-    weights = {"lstm.weight_ih_l0": random_table((48, 8), 4), "lstm.weight_hh_l0": random_table((48, 12), 4)}
-    x = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)),)
-    written = EXPORTER.write(make_program(Model(), x, weights, ()), Activations.DYNAMIC)
-    found = optimized(written.data)
-    assert found["LSTM"] == 1
-    assert not found.keys() & {"DequantizeLinear", "Cast", "Gather", "Mul"}
-    torch.testing.assert_close(EXPORTER.run(written.data, (x,))[0][0], written.lowered.simulate(x)[0])
-
-
 @forms
 @pytest.mark.parametrize("level", LEVELS)
 def test_tables_and_dense_weights_agree_to_the_bit_at_each_optimisation_level(
