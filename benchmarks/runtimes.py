@@ -30,7 +30,7 @@ from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 from qn_deploy.recipe import Float, Method, Recipe, Rule, Table
 from qn_deploy.recipe.paper import resnet, transformer
-from qn_deploy.recipe.parameters import compressible
+from qn_deploy.recipe.parameters import ONE_SCALE, compressible
 
 TITLE = "Tables on onnxruntime"
 STATIC, DYNAMIC = Activations.STATIC, Activations.DYNAMIC
@@ -100,7 +100,7 @@ def main(only: tuple[str, ...], samples: int, seed: int, json_file: Path | None)
 
 def _workload(name: str, workload: Workload, samples: int) -> list[Row]:
     model, x = workload.make().eval(), workload.inputs()
-    program = _program(model, x, workload.recipe, workload.activations)
+    program = random_program(model, x, workload.recipe, workload.activations)
     data = EXPORTER.write(program, workload.activations).data
     plain = paired.float_onnx(model, x)
     own = _int8_of_onnxruntime(plain, x, workload.activations)
@@ -121,7 +121,7 @@ def _workload(name: str, workload: Workload, samples: int) -> list[Row]:
 def _load(samples: int) -> list[Row]:
     x = torch.randn(1, 2048)
     model = stack().eval()
-    program = _program(model, x, LINEAR, DYNAMIC)
+    program = random_program(model, x, LINEAR, DYNAMIC)
     written = EXPORTER.write(program, DYNAMIC, Options(shell=True))
     own = _int8_of_onnxruntime(paired.float_onnx(model, x), x, DYNAMIC)
     pair = paired.paired(
@@ -147,7 +147,7 @@ def _load(samples: int) -> list[Row]:
 
 def _embedding(samples: int) -> list[Row]:
     ids = torch.tensor([[7]])
-    program = _program(nn.Sequential(nn.Embedding(*EMBEDDING)).eval(), ids, LINEAR, DYNAMIC)
+    program = random_program(nn.Sequential(nn.Embedding(*EMBEDDING)).eval(), ids, LINEAR, DYNAMIC)
     data = EXPORTER.write(program, DYNAMIC).data
     own = _int8_embedding()
     pair = paired.paired(paired.onnxruntime_call(data, ids), paired.onnxruntime_call(own, ids), samples)
@@ -164,14 +164,14 @@ def _embedding(samples: int) -> list[Row]:
     ]
 
 
-def _program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Activations) -> Program:
+def random_program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Activations) -> Program:
     """The model with random tables where the recipe pays: times and bytes do not depend on the values."""
     fold_batchnorm(model, (x,))
     weights: dict[str, CompressedWeight] = {}
     for slot in compressible(model):
         method = recipe.method_for(slot.name, slot.module)
         if not isinstance(method, Float):
-            weights[slot.name] = _random(slot.weight, method)
+            weights[slot.name] = _random(slot.weight, method, per_row=not isinstance(slot.module, ONE_SCALE))
             with torch.no_grad():
                 slot.weight.copy_(weights[slot.name].dequantize())
     program = capture(model, (x,), None, ((x,),) if activations is STATIC else ())
@@ -179,16 +179,16 @@ def _program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Activatio
     return program
 
 
-def _random(weight: Tensor, method: Method) -> CompressedWeight:
+def _random(weight: Tensor, method: Method, per_row: bool) -> CompressedWeight:
     out, row = weight.shape[0], weight[0].numel()
     if not isinstance(method, Table) or row % method.block_size or not method.pays(out, row):
-        return IntWeight.from_float(weight)
+        return IntWeight.from_float(weight, per_row)
     columns = row // method.block_size
     books = method.books(out, columns)
     size = min(method.centroids, out * columns // books)
     codes = torch.randint(size, (out, columns)).to(codes_dtype(size))
     centroids = torch.randn(books, size, method.block_size).mul(40).round().clamp(-127, 127).to(torch.int8)
-    scale = (torch.rand(out) + 0.5) / (40 * prod(weight.shape[1:]) ** 0.5)
+    scale = (torch.rand(out if per_row else 1) + 0.5) / (40 * prod(weight.shape[1:]) ** 0.5)
     return PQWeight(codes, centroids, scale, tuple(weight.shape))
 
 

@@ -102,7 +102,7 @@ def _layers(graph: _Graph) -> Iterator[_Layer]:
             continue
         if node.op_type == "DequantizeLinear":
             yield from (_Layer(name, reader, node) for reader in graph.behind(node, skipped=("Transpose",)))
-        else:  # Mul(the input's scale, the weight's scale), then Mul(Cast(MatMulInteger), that)
+        elif node.op_type == "Mul":  # Mul(the input's scale, the weight's scale), then Mul(Cast(MatMulInteger), that)
             sums = [graph.makers[source] for product in graph.behind(node, ()) for source in product.input if source in graph.makers]
             casts = [graph.makers[entry.input[0]] for entry in sums if entry.op_type == "Cast"]
             yield from (_Layer(name, entry, None) for entry in casts if entry.op_type == "MatMulInteger")

@@ -9,7 +9,7 @@ In this order (see `write.py`; the two of linear layers are in `linears.py`):
     unpair_weights         DequantizeLinear(W) that no int8 op reads -> Mul(Cast(W))
     insert_tables          int8 weight                               -> Reshape(Gather(centroids, Cast(codes)))
     quantize_linear_inputs DequantizeLinear(W) -> MatMul, Gemm       -> DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul
-    strip                  stack traces, shapes of inner values, doc strings are removed
+    strip                  stack traces, shapes of inner values, doc strings and attributes of default value are removed
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
@@ -27,9 +28,11 @@ from qn_deploy.program.insert import INT8_SUFFIX
 from qn_deploy.quiet import quiet
 
 from .graph import array_of, input_of, replace
-from .tables import decoded, initializer
+from .tables import decoded, initializer, shape_of
 
 _NO_LIMIT = 2**31
+_FEW = 64  # bytes that an initializer may take where a node would do
+_READS_WEIGHT = (("DequantizeLinear", "int8"), ("Transpose", "int8"), ("Mul", "column"))  # operator, last part of its input's name
 
 
 def fold_constants(model: ir.Model) -> None:
@@ -123,9 +126,7 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
         readers = [node for node, _ in graph.initializers[name].uses() if node.op_type == "DequantizeLinear"]  # not an embedding
         for index, dequantize in enumerate(readers):
             dequantize.replace_input_with(1, initializer(graph, f"{layer}/scale", array_of(input_of(dequantize, 1))))
-            # An explicit zero point: without one onnxruntime loses the fusion of Gemm, silently; one shared by two layers makes it
-            # fail to load, because it names the bias that it quantizes after the zero point.
-            dequantize.replace_input_with(2, initializer(graph, f"{layer}/zero{index or ''}", array_of(input_of(dequantize, 2))))
+            dequantize.replace_input_with(2, _zero_points(graph, dequantize, f"{layer}/zero{index or ''}"))
         values = graph.initializers[name]
         if isinstance(weight, PQWeight):
             values = decoded(graph, layer, weight)
@@ -135,15 +136,26 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
         for index, dequantize in enumerate(readers[1:], start=2):
             # A layer that is called again reads a copy, which is made when the session loads: for exact sums on x86, onnxruntime turns
             # the int8 weight of each layer into uint8, under a name made of the weight's. A copy of a copy, or two would become one.
-            copy = ir.node("Reshape", [values, _shape(graph, layer, weight)])
+            copy = ir.node("Reshape", [values, shape_of(graph, weight.shape)])
             graph.insert_before(readers[1], copy)
             values = copy.outputs[0]
             values.name = f"{layer.removesuffix('.weight')}_{index}.weight/int8"
             dequantize.replace_input_with(0, values)
 
 
-def _shape(graph: ir.Graph, layer: str, weight: CompressedWeight) -> ir.Value:
-    return initializer(graph, f"{layer}/shape", np.array(weight.shape, np.int64))
+def _zero_points(graph: ir.Graph, dequantize: ir.Node, name: str) -> ir.Value:
+    """The zero points of a weight, one for each row, in a form of its own.
+
+    They are explicit: without them onnxruntime loses the fusion of Gemm, silently. No two layers share them: it would fail to load,
+    because it names the bias that it quantizes after them. Many zeros are the scales, all below 1, cast to integers when the session
+    loads: a node takes fewer bytes than they do, and onnxruntime does not find two of them equal.
+    """
+    zeros, scale = array_of(input_of(dequantize, 2)), input_of(dequantize, 1)
+    if zeros.size <= _FEW or array_of(scale).max() >= 1 or any(reader.op_type == "Cast" for reader, _ in scale.uses()):
+        return initializer(graph, name, zeros)
+    cast = ir.node("Cast", [scale], attributes={"to": ir.DataType.INT8})
+    graph.insert_before(graph[0], cast)
+    return cast.outputs[0]
 
 
 def strip(model: ir.Model) -> None:
@@ -157,7 +169,7 @@ def strip(model: ir.Model) -> None:
         node.outputs[0]: str(source.name).rpartition("/")[0].removesuffix(".weight")
         for node in graph
         for source in node.inputs
-        if source is not None and (node.op_type, str(source.name).rpartition("/")[2]) in (("DequantizeLinear", "int8"), ("Mul", "column"))
+        if source is not None and (node.op_type, str(source.name).rpartition("/")[2]) in _READS_WEIGHT
     }
     taken: Counter[str] = Counter()
     for node in graph:
@@ -166,6 +178,7 @@ def strip(model: ir.Model) -> None:
         node.name = f"{name}_{taken[name]}" if name and taken[name] > 1 else name  # onnxruntime refuses two nodes of one name
         node.metadata_props.clear()
         node.doc_string = None
+        _drop_defaults(node)
     inner = [value for node in graph for value in node.outputs if value not in outputs]
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values(), *inner):
         value.metadata_props.clear()
@@ -178,3 +191,18 @@ def strip(model: ir.Model) -> None:
             value.name = f"#{index}"
     model.metadata_props.clear()
     graph.metadata_props.clear()
+
+
+def _drop_defaults(node: ir.Node) -> None:
+    """Removes the attributes that say what their absence says; those of a convolution take more bytes than its scales."""
+    schema = onnx.defs.get_schema(node.op_type)
+    plain = {"strides": 1, "dilations": 1, "pads": 0} if node.op_type == "Conv" else {}
+    for name, attribute in list(node.attributes.items()):
+        default = schema.attributes[name].default_value
+        is_default = default.type != onnx.AttributeProto.UNDEFINED and onnx.helper.get_attribute_value(default) == _value(attribute)
+        if is_default or (name in plain and set(attribute.as_ints()) == {plain[name]}):
+            del node.attributes[name]
+
+
+def _value(attribute: ir.Attr) -> object:
+    return attribute.value.encode() if attribute.type == ir.AttributeType.STRING else attribute.value

@@ -58,7 +58,7 @@ def weight_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str
 
 
 def dense(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
-    """The same model with each table expanded to a plain int8 initializer.
+    """The same model with each table expanded to a plain int8 initializer, in the order in which the layer reads it.
 
     Raises:
         TooLargeError: the dense weights do not fit into one file.
@@ -66,9 +66,14 @@ def dense(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
     model = load_whole(data, parts)
     graph = model.graph
     for table in _tables(model):
-        graph.initializer.append(numpy_helper.from_array(table.values, table.name))
-        for node in table.nodes:
+        readers = transposes(graph, table.name)
+        graph.initializer.append(numpy_helper.from_array(table.values.T if readers else table.values, table.name))
+        for node in (*table.nodes, *readers):
             graph.node.remove(node)
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if any(name == reader.output[0] for reader in readers):
+                    node.input[index] = table.name
     used = {name for node in graph.node for name in node.input}
     for entry in [entry for entry in graph.initializer if entry.name not in used]:
         graph.initializer.remove(entry)
@@ -77,6 +82,12 @@ def dense(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
         raise TooLargeError(f"the dense weights take {size:,} bytes, more than one .onnx file can hold")
     result: bytes = model.SerializeToString(deterministic=True)
     return result
+
+
+def transposes(graph: onnx.GraphProto, weight: str) -> list[onnx.NodeProto]:
+    """The nodes that transpose a weight, if nothing reads it as it is: those before the product of a dynamic layer."""
+    readers = [node for node in graph.node if weight in node.input]
+    return readers if all(node.op_type == "Transpose" for node in readers) else []
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The shell form: a graph of a few KB, and a sidecar with its constants, tables among them, which are decoded one by one at load.
 
 The one-file form is decoded by onnxruntime: codes as int32, the gathered blocks and the weight live side by side for all layers. Here
-the application decodes each weight and hands it over, so that loading takes little more memory than dense int8 weights do.
+the application decodes each weight into a file that is there while the program loads, and onnxruntime maps it, one weight at a time.
 
     model.shell.onnx         the dense int8 model, the values of its large constants left out (external data)
     model.shell.safetensors  those constants: a table blob for each compressed weight, the others as they are
@@ -12,6 +12,7 @@ README.md of this folder specifies the sidecar, for loaders in other languages.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,11 +28,12 @@ from qn_deploy.errors import InputError
 from qn_deploy.program.insert import INT8_SUFFIX
 
 from ..to_executorch.table_blob import DType, Layout, pack, unpack
-from .read import DECODED_SUFFIX, dense
+from .read import DECODED_SUFFIX, dense, transposes
 
 SHELL, SIDECAR = "model.shell.onnx", "model.shell.safetensors"
 _SHAPES = "shapes"  # of the weights that lie as blobs: key of the sidecar's metadata
 _SMALL = 1024  # bytes; smaller constants stay in the shell
+_DECODED, _ALIGNED = "decoded", 4096  # the file of the decoded constants, and where each may begin, so that it can be mapped
 
 
 def split(data: bytes, weights: Mapping[str, CompressedWeight]) -> dict[str, bytes]:
@@ -42,13 +44,13 @@ def split(data: bytes, weights: Mapping[str, CompressedWeight]) -> dict[str, byt
         weights: the compressed form of each int8 buffer, as `Lowered` has them.
     """
     tables = {name.removesuffix(INT8_SUFFIX) + DECODED_SUFFIX: weight for name, weight in weights.items() if isinstance(weight, PQWeight)}
-    model = onnx.load_model_from_string(dense(data))
+    whole, model = onnx.load_model_from_string(data), onnx.load_model_from_string(dense(data))
     tensors: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
     for entry in model.graph.initializer:
-        blob = pack(tables[entry.name], Layout.OIS, DType.INT8) if entry.name in tables else None
-        if blob is not None:
-            tensors[entry.name] = np.frombuffer(blob, np.uint8)
+        if entry.name in tables:
+            layout = Layout.ISO if transposes(whole.graph, entry.name) else Layout.OIS
+            tensors[entry.name] = np.frombuffer(pack(tables[entry.name], layout, DType.INT8), np.uint8)
             shapes[entry.name] = list(entry.dims)
         elif len(entry.raw_data) > _SMALL:
             tensors[entry.name] = numpy_helper.to_array(entry)
@@ -68,10 +70,7 @@ def join(companions: Mapping[str, bytes]) -> bytes:
     """
     if missing := sorted({SHELL, SIDECAR} - companions.keys()):
         raise InputError(f"{', '.join(missing)} is missing: a shell and its sidecar belong together; export the model again with --shell")
-    try:
-        model = onnx.load_model_from_string(companions[SHELL])
-    except Exception as error:  # protobuf's own class, which is no public name
-        raise InputError(f"{SHELL} is no ONNX model: {str(error).splitlines()[0]}") from None
+    model = _model(companions[SHELL])
     tensors = dict(constants(companions[SIDECAR]))
     for entry in model.graph.initializer:
         if entry.data_location == TensorProto.EXTERNAL:
@@ -105,26 +104,58 @@ def _decoded(name: str, blob: bytes, shape: list[int]) -> np.ndarray:
         raise InputError(f"{SIDECAR}: {name}: {error}; export the model again with --shell") from None
 
 
-def load_shell(folder: Path, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
-    """A session of the shell and the sidecar in a folder; each weight is decoded as it is handed over.
+def load_shell(
+    folder: Path, options: onnxruntime.SessionOptions | None = None, scratch: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session of the shell and the sidecar in a folder.
+
+    Handed over in memory (`add_external_initializers`), all decoded weights would live until the session is ready, beside the copies that
+    onnxruntime packs. From a file it maps one after the other.
 
     Check the files against the SHA-256 in manifest.json first if they come from elsewhere: neither has a checksum of its own.
 
     Args:
         folder: with model.shell.onnx and model.shell.safetensors.
-        options: of the session; initializers are added to them.
+        options: of the session.
+        scratch: where the decoded weights lie while the session is made, as many bytes as the int8 model; a folder on a disk, as one in
+            memory would save nothing. None takes the system's folder for temporary files.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or the weights can't be written.
     """
-    options = options or onnxruntime.SessionOptions()
     try:
-        shell, sidecar = (folder / name for name in (SHELL, SIDECAR))
-        names, values = [], []
-        for name, array in constants(sidecar.read_bytes()):
-            names.append(name)
-            values.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        options.add_external_initializers(names, values)
-        return onnxruntime.InferenceSession(shell.read_bytes(), options, providers=["CPUExecutionProvider"])
+        shell, sidecar = ((folder / name).read_bytes() for name in (SHELL, SIDECAR))
+        with tempfile.TemporaryDirectory(dir=scratch) as name:
+            path = Path(name) / SHELL
+            path.write_bytes(_unpacked(shell, sidecar, Path(name)))
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except OSError as error:
-        raise InputError(f"{error.filename} can't be read: {error.strerror}; export the model again with --shell") from None
+        raise InputError(f"{error.filename}: {error.strerror}; a shell, its sidecar and room for the decoded weights are needed") from None
+
+
+def _unpacked(shell: bytes, sidecar: bytes, folder: Path) -> bytes:
+    """The shell, its external data being a file in `folder` that holds the decoded constants."""
+    model = _model(shell)
+    places: dict[str, tuple[int, int]] = {}
+    with (folder / _DECODED).open("wb") as file:
+        for name, array in constants(sidecar):
+            file.write(bytes(-file.tell() % _ALIGNED))
+            places[name] = file.tell(), array.nbytes
+            file.write(array.data)
+    for entry in model.graph.initializer:
+        if entry.data_location == TensorProto.EXTERNAL:
+            if entry.name not in places:
+                raise InputError(f"{SIDECAR} does not hold {entry.name}; it is not the sidecar of this shell")
+            offset, length = places[entry.name]
+            del entry.external_data[:]
+            for key, value in {"location": _DECODED, "offset": str(offset), "length": str(length)}.items():
+                entry.external_data.add(key=key, value=value)
+    result: bytes = model.SerializeToString()
+    return result
+
+
+def _model(shell: bytes) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(shell)
+    except Exception as error:  # protobuf's own class, which is no public name
+        raise InputError(f"{SHELL} is no ONNX model: {str(error).splitlines()[0]}") from None

@@ -31,7 +31,7 @@ def decoded(graph: ir.Graph, layer: str, weight: PQWeight) -> ir.Value:
         nodes.append(ir.node(operator, inputs, attributes=attributes or None))
         return nodes[-1].outputs[0]
 
-    shape = initializer(graph, f"{layer}/shape", np.array(weight.shape, np.int64))
+    shape = shape_of(graph, weight.shape)
     values, *residual = (
         step("Reshape", _blocks(graph, step, layer, prefix, table), shape)
         for prefix, table in zip(("", "residual_"), weight.tables, strict=False)
@@ -51,6 +51,11 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> i
         kind = ir.TensorType(tensor.dtype)
         graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
     return graph.initializers[name]
+
+
+def shape_of(graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
+    """A shape as an initializer; weights of one shape share it."""
+    return initializer(graph, f"shape/{'x'.join(map(str, shape))}", np.array(shape, np.int64))
 
 
 def has_uint4(weight: PQWeight) -> bool:

@@ -71,7 +71,6 @@ def test_a_table_is_decoded_by_cast_add_gather_reshape() -> None:
         "layer.weight/codes": [[[0], [2]], [[1], [1]], [[2], [0]]],  # a column for each codebook, so one offset for each
         "layer.weight/offsets": [[0], [3]],
         "layer.weight/centroids": [[1, 2], [3, 4], [5, 6], [-1, -2], [-3, -4], [-5, -6]],
-        "layer.weight/shape": [3, 4],
         "layer.weight/scale": [0.5, 0.25, 2.0],
         "layer.weight/zero": [0, 0, 0],
     }

@@ -152,6 +152,32 @@ def test_onnxruntime_refuses_two_weights_that_share_a_zero_point(write: Write) -
         EXPORTER.run(model.SerializeToString(), ())
 
 
+@pytest.mark.parametrize(("rows", "spread"), [(64, 0), (65, 1)])
+def test_many_zero_points_are_made_when_the_session_loads(
+    make_program: MakeProgram, random_table: RandomTable, optimized: Optimized, rows: int, spread: int
+) -> None:
+    x = (torch.randn(8, 16, generator=torch.Generator().manual_seed(0)),)
+    program = make_program(nn.Sequential(nn.Linear(16, rows)), x, {"0.weight": random_table((rows, 16), 4)})
+    written = EXPORTER.write(program, Activations.STATIC)
+    casts = [node for node in model_of(written).graph.node if node.op_type == "Cast" and node.input[0] == "0.weight/scale"]
+    assert len(casts) == spread
+    assert sum(entry.name == "0.weight/zero" for entry in model_of(written).graph.initializer) == 1 - spread
+    assert optimized(written.data)["QGemm"] == 1
+    assert torch.equal(EXPORTER.run(written.data, (x,))[0][0], IntegerReference(written.lowered.exported, ONNXRUNTIME)(x)[0])
+
+
+def test_attributes_that_say_what_their_absence_says_are_left_out(write: Write) -> None:
+    convolutions = {
+        node.name: node for node in model_of(write("operators", "onnx", Activations.STATIC)).graph.node if node.op_type == "Conv"
+    }
+    told = {name: {entry.name for entry in node.attribute} for name, node in convolutions.items()}
+    assert told == {
+        "strided": {"strides", "pads", "kernel_shape"},
+        "grouped": {"group", "kernel_shape"},
+        "depthwise": {"group", "pads", "kernel_shape"},
+    }
+
+
 @pytest.mark.parametrize("name", ["operators", "residual", "shared"])
 def test_activations_are_uint8(write: Write, name: str) -> None:
     """With int8 ones a fork is computed in float, see test_every_operator_of_a_small_network_is_fused."""
@@ -164,6 +190,7 @@ def test_activations_are_uint8(write: Write, name: str) -> None:
     [
         ("residual", Activations.STATIC, {"stem", "first", "second", "classifier"}),
         ("words", Activations.NONE, {"up", "down", "out"}),
+        ("words", Activations.DYNAMIC, {"up", "down", "out"}),
         ("shared", Activations.STATIC, {"other", "other_2", "other_3"}),
     ],
 )
