@@ -10,6 +10,8 @@ from qn_deploy.program.rules import XNNPACK
 
 from . import read
 from .pte import to_stock
+from .runner import RUNNER
+from .stock import rebuild
 from .write import write
 
 
@@ -19,6 +21,7 @@ class ExecutorchExporter:
     filename = "model.pte"
     runtime = "ExecuTorch XNNPACK"
     rules = XNNPACK
+    runner = RUNNER
     optimizes = False
     write = staticmethod(write)
 
@@ -36,6 +39,11 @@ class ExecutorchExporter:
     def dense(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
         """The stock program."""
         return to_stock(data)
+
+    def rebuild(self, companions: Mapping[str, bytes]) -> bytes:
+        """The stock program, from the one companion: the stock form."""
+        (container,) = companions.values()
+        return rebuild(container)
 
 
 EXPORTER = ExecutorchExporter()

@@ -46,7 +46,7 @@ def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None 
         *(f"-L{package / 'lib'}", "-lexecutorch", f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
     ]
     version = _run([*compiler, "--version"])
-    sources = [path.read_bytes() for path in sorted(_NATIVE.iterdir())]
+    sources = [path.read_bytes() for path in (_SOURCE, *sorted(_NATIVE.glob("*.h")))]
     parts = (version.encode(), *map(str.encode, command), (package / "version.py").read_bytes(), *sources)
     library = _cache_folder() / sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()[:24] / LIBRARY
     if not library.exists():

@@ -94,10 +94,14 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
 def to_stock(pte: bytes) -> bytes:
     """The same program with every table expanded: it runs on the stock runtime and computes bit for bit the same.
 
+    `pte` itself if no part of it runs on QnXnnpackBackend.
+
     Raises:
         InputError: the bytes are no .pte, or a blob in it is damaged.
     """
     file = _parse(pte)
+    if TABLE_BACKEND not in {delegate.id for delegate in _delegates(file)}:
+        return pte  # written anew, a program without named data would differ in its padding
     constants = {key: unpack(data) if is_blob(data) else data for key, data in _entries(file).items()}
     _replace_constants(file, constants, {key: _full_key(key, data) for key, data in constants.items()})
     _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, graph_blob.inflate)

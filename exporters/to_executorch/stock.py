@@ -98,17 +98,18 @@ def _pieces(container: bytes, count: int) -> Iterator[tuple[Kind, bytes, int]]:
     at = HEADER.size
     for number in range(count):
         data = at + PIECE.size
+        where = f"stock form: piece {number} at byte {at}"
         if data > len(container):
-            raise InputError(f"stock form of {len(container)} bytes ends before piece {number} of {count}; the file was cut off")
+            raise InputError(f"{where} of {count} is missing: the file ends at byte {len(container)}; it was cut off")
         crc, kind, stored, rebuilt = PIECE.unpack_from(container, at)
         if data + stored > len(container):
-            raise InputError(f"stock form of {len(container)} bytes ends in piece {number}, which ends at {data + stored}; the file was cut off")
+            raise InputError(f"{where} promises bytes up to {data + stored}: the file ends at byte {len(container)}; it was cut off")
         checked = memoryview(container)[at + 4 : data + stored]
-        if zlib.crc32(checked) != crc:
-            raise InputError(f"stock form: piece {number} at byte {at} has the CRC-32 {zlib.crc32(checked):08x}, expected {crc:08x}; it is damaged")
+        if (found := zlib.crc32(checked)) != crc:
+            raise InputError(f"{where} has the CRC-32 {found:08x}, expected {crc:08x}; it is damaged")
         if kind not in set(Kind) or not (1 <= stored <= LIMIT and 1 <= rebuilt <= LIMIT) or (kind == Kind.BYTES and stored != rebuilt):
             raise InputError(
-                f"stock form: piece {number} at byte {at} is of kind {kind}, {stored} bytes for {rebuilt}; "
+                f"{where} is of kind {kind}, {stored} bytes for {rebuilt}; "
                 f"expected kind 0 to 2 and 1 to {LIMIT} bytes, as many as stored in kind 0"
             )
         at = data + stored

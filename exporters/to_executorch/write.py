@@ -15,33 +15,55 @@ from qn_deploy.program.lower import Activations, Lowered, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 
+from .graph_form import look_up_late, look_up_weights
 from .pte import named_data, to_tables
+from .stock import pack
 from .table_blob import DType, named_blobs
 
+STOCK_FORM = "model.stock.qnz"  # the companion's name
 _aten = torch.ops.aten
 _RECURRENT = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)
 
 
 def write(program: Program, activations: Activations, options: Options = DEFAULT) -> Written:
-    """Writes a program for ExecuTorch with the XNNPACK delegate, every table packed in the delegate's named data.
+    """Writes a program for ExecuTorch with the XNNPACK delegate: in the delegate form every table packed in the delegate's named data,
+    beside the stock form of the same program; in the graph form as lookups in the graph.
 
     XNNPACK takes no int8 weight beside float activations: without activation quantization, and in a layer that it does not quantize (an
     LSTM), a weight is float32 there, and its table expands to scale * centroid.
 
     Raises:
-        ExportError: a dynamic dimension has no upper bound, a transposed convolution has groups and a compressed weight, or ExecuTorch
-            can't lower the graph.
+        ExportError: a dynamic dimension has no upper bound, a transposed convolution has groups and a compressed weight, the graph form
+            is asked for with int8 activations, or ExecuTorch can't lower the graph.
     """
     _check_bounds(program)
-    _check_groups(program)
+    graph_form = options.executorch_form == "graph"
+    if graph_form and activations is not Activations.NONE:
+        raise ExportError(
+            f"the graph form looks weights up at run time, and XNNPACK multiplies these in float only; export with --activations none "
+            f"(found {activations.value}), or take the delegate form"
+        )
+    if not graph_form:
+        _check_groups(program)
     lowered = lower(program, activations, per_row=True, baked=True)
+    return _write_graph_form(program, lowered) if graph_form else _write_delegate_form(program, lowered)
+
+
+def _write_delegate_form(program: Program, lowered: Lowered) -> Written:
     edge, stock = _lower_to_xnnpack(lowered.exported)
     blobs = {name: named_blobs({name: table}, dtype) for name, (table, dtype) in _tables(lowered).items()}
-    data = to_tables(stock, {key: blob for entry in blobs.values() for key, blob in entry.items()})
+    tables = {key: blob for entry in blobs.values() for key, blob in entry.items()}
     held = named_data(stock).keys()
     dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]
     notes = [f"{name} is stored dense: XNNPACK does not hold it as it is, or its table would be larger" for name in dense]
-    return Written(data, lowered, (*notes, *_recurrent(program), *_portable(edge)))
+    notes += [*_recurrent(program), *_portable(edge)]
+    return Written(to_tables(stock, tables), lowered, tuple(notes), {STOCK_FORM: pack(stock, tables)})
+
+
+def _write_graph_form(program: Program, lowered: Lowered) -> Written:
+    exported, remarks = look_up_weights(lowered, program.golden.inputs)
+    edge, data = _lower_to_xnnpack(exported, graph_form=True)
+    return Written(data, lowered, (*remarks, *_recurrent(program), *_portable(edge)), facts={"form": "graph"})
 
 
 def _tables(lowered: Lowered) -> dict[str, tuple[PQWeight, DType]]:
@@ -97,17 +119,22 @@ def _recurrent(program: Program) -> list[str]:
     ]
 
 
-def _lower_to_xnnpack(exported: Any) -> tuple[Any, bytes]:
+def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, bytes]:
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
+        # In the graph form a delegate for each operator: one delegate for all would hold the rows of all layers at once.
+        partitioner = XnnpackPartitioner(per_op_mode=graph_form)
         try:
             # For each convolution that it traces torch asks which of its own kernels would be fastest. Those of oneDNN and NNPACK depend
             # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-                edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-                return edge.exported_program(), bytes(edge.to_executorch().buffer)
+                edge = to_edge_transform_and_lower(exported, partitioner=[partitioner])
+                program = edge.exported_program()
+                if graph_form:
+                    look_up_late(program.graph, set(program.graph_signature.user_inputs))
+                return program, bytes(edge.to_executorch().buffer)
         except Exception as error:  # exir raises many classes; each means that it can't lower this graph
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExportError(f"ExecuTorch can't lower this graph: {reason}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qn_deploy.program.rules import ONNXRUNTIME
 
 from . import read, shell
+from .runner import RUNNER
 from .write import write
 
 
@@ -14,6 +15,7 @@ class OnnxExporter:
     filename = "model.onnx"
     runtime = "onnxruntime"
     rules = ONNXRUNTIME
+    runner = RUNNER
     optimizes = True
     write = staticmethod(write)
     run = staticmethod(read.run)

@@ -99,7 +99,7 @@ def _manifest(
     exported = program.exported
     lowered = next(iter(written.values())).lowered.exported
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
-    steps = _output_steps(lowered) if activations.is_static else [None] * len(program.golden.outputs)
+    steps = output_steps(lowered) if activations.is_static else [None] * len(program.golden.outputs)
     output_nodes = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     outputs = [node.meta["val"] for node in output_nodes]
     names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
@@ -144,7 +144,7 @@ def _constants(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:
     return {targets[name]: stored[targets[name]] for name in read}
 
 
-def _output_steps(lowered: torch.export.ExportedProgram) -> list[float | None]:
+def output_steps(lowered: torch.export.ExportedProgram) -> list[float | None]:
     """The quantization step of each output: the scale of the dequantize that makes it, or null."""
     output = next(node for node in lowered.graph.nodes if node.op == "output")
     dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from qn_deploy.errors import ExportError
 from qn_deploy.program.lower import Activations, Lowered
@@ -21,10 +21,12 @@ class Options:
     Attributes:
         allow_unfused: onnx: a layer that the runtime does not fuse is a remark, not an error.
         shell: onnx: also write the graph and its constants as two files, which take less memory to load.
+        executorch_form: executorch: "delegate" (tables expand when the program is loaded) or "graph" (weights are looked up at every run).
     """
 
     allow_unfused: bool = False
     shell: bool = False
+    executorch_form: Literal["delegate", "graph"] = "delegate"
 
 
 DEFAULT = Options()

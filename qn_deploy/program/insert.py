@@ -72,22 +72,29 @@ def _look_up(graph_module: GraphModule, embedding: Node, name: str, weight: Comp
     graph, ids = graph_module.graph, embedding.args[1]
     call = graph.call_function
     with graph.inserting_before(embedding):
-        if isinstance(weight, PQWeight):
-            parts = [
-                _look_up_table(graph_module, ids, f"{name}{suffix}", table)
-                for suffix, table in zip(("", "_residual"), weight.tables, strict=False)
-            ]
-        else:
-            parts = [call(aten.embedding.default, (buffer(graph_module, f"{name}{INT8_SUFFIX}", weight.int8()), ids))]
-        floats, *residual = (call(aten._to_copy.default, (part,), {"dtype": torch.float32}) for part in parts)
-        for second in residual:
-            floats = call(aten.clamp.default, (call(aten.add.Tensor, (floats, second)), -INT8_MAX, INT8_MAX))
+        floats = look_up_rows(graph_module, ids, name, weight)
         if weight.scale.numel() > 1:
             scale = call(aten.embedding.default, (buffer(graph_module, f"{name}_row_scale", weight.scale[:, None]), ids))
         else:
             scale = buffer(graph_module, f"{name}_scale", weight.scale)
         embedding.replace_all_uses_with(call(aten.mul.Tensor, (floats, scale)))
     graph.erase_node(embedding)
+
+
+def look_up_rows(graph_module: GraphModule, ids: Any, name: str, weight: CompressedWeight) -> Node:
+    """float32 [..., D]: the int8 values of the rows `ids` of a weight, not yet multiplied by its scale."""
+    call = graph_module.graph.call_function
+    if isinstance(weight, PQWeight):
+        parts = [
+            _look_up_table(graph_module, ids, f"{name}{suffix}", table)
+            for suffix, table in zip(("", "_residual"), weight.tables, strict=False)
+        ]
+    else:
+        parts = [call(aten.embedding.default, (buffer(graph_module, f"{name}{INT8_SUFFIX}", weight.int8()), ids))]
+    floats, *residual = (call(aten._to_copy.default, (part,), {"dtype": torch.float32}) for part in parts)
+    for second in residual:
+        floats = call(aten.clamp.default, (call(aten.add.Tensor, (floats, second)), -INT8_MAX, INT8_MAX))
+    return floats
 
 
 def _look_up_table(graph_module: GraphModule, ids: Any, name: str, table: PQWeight) -> Node:

@@ -26,7 +26,7 @@ from qn_deploy.recipe import Int4, conv_net
 
 Programs = Callable[[str], Program]
 Write = Callable[[str, str, Activations], Written]
-FILES = ["golden.safetensors", "manifest.json", "model.onnx", "model.pte"]
+FILES = ["golden.safetensors", "manifest.json", "model.onnx", "model.pte", "model.stock.qnz"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -16,8 +16,7 @@ class GraphBlob {
  public:
   // True if the payload claims to be a blob; a plain graph starts with XNNPACK's own header and never does.
   static bool has_magic(const uint8_t* data, size_t size) {
-    static constexpr uint8_t kMagic[16] = {0x89, 'Q',  'N',  'G',  'R',  'A',  'P',  'H',
-                                           0xd3, 0x67, 0x6b, 0xbc, 0x7d, 0x73, 0xae, 0x94};
+    static constexpr uint8_t kMagic[16] = {0x89, 'Q', 'N', 'G', 'R', 'A', 'P', 'H', 0xd3, 0x67, 0x6b, 0xbc, 0x7d, 0x73, 0xae, 0x94};
     return starts_with(data, size, kMagic);
   }
 

@@ -89,9 +89,7 @@ class QnXnnpackBackend final : public BackendInterface {
     return xnnpack()->set_option(context, options);
   }
 
-  Error get_option(BackendOptionContext& context, Span<BackendOption>& options) override {
-    return xnnpack()->get_option(context, options);
-  }
+  Error get_option(BackendOptionContext& context, Span<BackendOption>& options) override { return xnnpack()->get_option(context, options); }
 
  private:
   static Result<FreeableBuffer> inflate(const uint8_t* data, size_t size) {
@@ -106,8 +104,8 @@ class QnXnnpackBackend final : public BackendInterface {
   static Result<DelegateHandle*> init_xnnpack(BackendInitContext& context, FreeableBuffer* graph, ArrayRef<CompileSpec> specs) {
     if (context.get_named_data_map() == nullptr) return xnnpack()->init(context, graph, specs);
     const ExpandingMap constants(*context.get_named_data_map());  // XNNPACK reads constants during init only
-    BackendInitContext expanding(
-        context.get_runtime_allocator(), context.event_tracer(), context.get_method_name(), &constants, context.runtime_specs());
+    BackendInitContext expanding(context.get_runtime_allocator(), context.event_tracer(), context.get_method_name(), &constants,
+                                 context.runtime_specs());
     return xnnpack()->init(expanding, graph, specs);
   }
 

@@ -1,7 +1,7 @@
 // Table blob, version 2: one constant as codes into tables of int8 centroids. ../README.md specifies it byte by byte.
 //
-// Plain C++17 without ExecuTorch, so that any reader can take this file and bytes.h as they are. The input is never trusted: parse() accepts a blob
-// only if every later access stays inside it and inside dense_bytes() of output.
+// Plain C++17 without ExecuTorch, so that any reader can take this file and bytes.h as they are. The input is never trusted: parse()
+// accepts a blob only if every later access stays inside it and inside dense_bytes() of output.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,7 @@ class TableBlob {
  public:
   // True if the data claims to be a blob; a dense constant does so by chance once in 2^128.
   static bool has_magic(const uint8_t* data, size_t size) {
-    static constexpr uint8_t kMagic[16] = {0x89, 'Q',  'N',  'T',  'A',  'B',  'L',  'E',
-                                           0x85, 0xf3, 0xed, 0x1b, 0x71, 0x4d, 0x7a, 0x2f};
+    static constexpr uint8_t kMagic[16] = {0x89, 'Q', 'N', 'T', 'A', 'B', 'L', 'E', 0x85, 0xf3, 0xed, 0x1b, 0x71, 0x4d, 0x7a, 0x2f};
     return starts_with(data, size, kMagic);
   }
 
@@ -203,11 +202,14 @@ class TableBlob {
     const uint64_t row_step = layout_ == kSIO || layout_ == kISO ? 1 : inner_ * spatial_;
     const uint64_t inner_step = layout_ == kSIO ? rows_ : layout_ == kISO ? spatial_ * rows_ : layout_ == kOSI ? 1 : spatial_;
     const uint64_t spatial_step = layout_ == kSIO ? inner_ * rows_ : layout_ == kISO ? rows_ : layout_ == kOSI ? inner_ : 1;
+    const uint64_t next_channel = inner_step - spatial_ * spatial_step;  // wraps around where it is negative, and `at` with it
+    uint64_t at = 0, p = 0;
     for_each_block([&](uint64_t row, uint64_t first, Block values) {
-      uint64_t i = first / spatial_, p = first % spatial_;
+      if (first == 0) at = row * row_step, p = 0;
       for (uint64_t t = 0; t < block_; ++t) {
-        out[row * row_step + i * inner_step + p * spatial_step] = value(values[t], row);
-        if (++p == spatial_) p = 0, ++i;
+        out[at] = value(values[t], row);
+        at += spatial_step;
+        if (++p == spatial_) p = 0, at += next_channel;
       }
     });
   }

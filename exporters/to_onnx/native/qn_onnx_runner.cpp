@@ -1,152 +1,143 @@
-// Runs a .onnx file on a device: qn_onnx_runner MODEL OUTPUTS [OPTION...] INPUT.npy...
+// qn_onnx_runner: runs a .onnx file on a device, for verification and timing. Called as qn_runner of ExecuTorch is:
 //
-//   OUTPUTS           folder for 0.npy, 1.npy, ...; each is there whole or not at all
-//   --unoptimized     turns the rewriting of the graph off
-//   --config KEY=VAL  a session configuration entry of onnxruntime; may be repeated
-//   --runs N          runs N times (1 unless told) and gives N times
+//   qn_onnx_runner MODEL INPUTS OUTPUTS [--runs N] [--plain] [--config KEY=VALUE]...
 //
-// Prints one line of JSON: {"load_ms": 1.5, "run_ms": [0.8]}. Exit code 1 and one line on standard error if the runtime refuses.
+// INPUTS and OUTPUTS are tensor files (tensors.h). --plain turns the rewriting of the graph off, --config sets an entry of the session's
+// configuration. Prints a line of JSON: load_ms, first_ms, runs, and with runs median_ms and min_ms of the runs after the first. If it fails,
+// the exit code is 1 and standard error has one line.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <functional>
+#include <cstdlib>
 #include <iostream>
-#include <map>
-#include <memory>
-#include <sstream>
+#include <utility>
 
-#include "npy.h"
 #include "onnxruntime_slots.h"
+#include "tensors.h"
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The element types by their number in the C API; the ones left out have no numpy type.
-const std::map<int, std::string> kTypes = {{1, "<f4"}, {2, "|u1"}, {3, "|i1"}, {4, "<u2"}, {5, "<i2"}, {6, "<i4"},
-                                           {7, "<i8"}, {9, "|b1"}, {10, "<f2"}, {11, "<f8"}, {12, "<u4"}, {13, "<u8"}};
-
 struct Arguments {
-  std::string model, outputs;
-  std::vector<std::string> inputs;
+  std::vector<std::string> paths;
   std::vector<std::pair<std::string, std::string>> config;
-  bool optimized = true;
-  int runs = 1;
+  bool plain = false;
+  long runs = 0;
 };
 
 Arguments parse(int count, char** words) {
+  const std::string usage = "usage: qn_onnx_runner MODEL INPUTS OUTPUTS [--runs N] [--plain] [--config KEY=VALUE]...";
   Arguments result;
-  std::vector<std::string> plain;
   for (int index = 1; index < count; ++index) {
     const std::string word = words[index];
-    const bool has_value = index + 1 < count;
-    if (word == "--unoptimized") {
-      result.optimized = false;
-    } else if (word == "--runs" && has_value) {
-      result.runs = std::stoi(words[++index]);
-    } else if (word == "--config" && has_value) {
+    if (word == "--plain") {
+      result.plain = true;
+    } else if (word == "--runs" && index + 1 < count) {
+      char* end = nullptr;
+      result.runs = std::strtol(words[++index], &end, 10);
+      if (result.runs < 0 || *end || end == words[index]) throw std::runtime_error("--runs takes a number, not " + std::string(words[index]));
+    } else if (word == "--config" && index + 1 < count) {
       const std::string entry = words[++index];
       const size_t at = entry.find('=');
       if (at == std::string::npos) throw std::runtime_error("--config takes KEY=VALUE, not " + entry);
       result.config.emplace_back(entry.substr(0, at), entry.substr(at + 1));
+    } else if (word.rfind("--", 0) == 0) {
+      throw std::runtime_error("don't know " + word + "; " + usage);
     } else {
-      plain.push_back(word);
+      result.paths.push_back(word);
     }
   }
-  if (plain.size() < 2 || result.runs < 1) throw std::runtime_error("usage: qn_onnx_runner MODEL OUTPUTS [--unoptimized] [--config KEY=VALUE] [--runs N] INPUT.npy...");
-  result.model = plain[0];
-  result.outputs = plain[1];
-  result.inputs.assign(plain.begin() + 2, plain.end());
+  if (result.paths.size() != 3) throw std::runtime_error(usage);
   return result;
 }
 
-double milliseconds(Clock::time_point start) { return std::chrono::duration<double, std::milli>(Clock::now() - start).count(); }
+double milliseconds_since(Clock::time_point start) { return std::chrono::duration<double, std::milli>(Clock::now() - start).count(); }
 
-std::vector<std::string> names(const ort::Api& api, ort::Session* session, const decltype(ort::Api::input_count)& count, const decltype(ort::Api::input_name)& name) {
+template <typename Count, typename Name>
+std::vector<const char*> names(const ort::Api& api, ort::Session* session, const Count& count, const Name& name) {
   ort::Allocator* allocator = nullptr;
   api.check(api.default_allocator(&allocator));
   size_t length = 0;
   api.check(count(session, &length));
-  std::vector<std::string> result;
+  std::vector<const char*> result;
   for (size_t index = 0; index < length; ++index) {
-    char* text = nullptr;
+    char* text = nullptr;  // the process ends soon: nothing here is released
     api.check(name(session, index, allocator, &text));
-    result.emplace_back(text);
-    api.check(api.free(allocator, text));
+    result.push_back(text);
   }
   return result;
 }
 
-std::vector<const char*> pointers(const std::vector<std::string>& words) {
-  std::vector<const char*> result;
-  for (const std::string& word : words) result.push_back(word.c_str());
-  return result;
-}
-
-ort::Value* wrap(const ort::Api& api, npy::Tensor& tensor) {
+ort::Value* wrap(const ort::Api& api, Tensor& tensor) {
   ort::MemoryInfo* memory = nullptr;
   api.check(api.cpu_memory(0, 0, &memory));  // OrtDeviceAllocator, OrtMemTypeDefault
-  for (const auto& [type, descr] : kTypes) {
-    if (descr != tensor.descr) continue;
-    ort::Value* value = nullptr;
-    api.check(api.tensor(memory, tensor.bytes.data(), tensor.bytes.size(), tensor.shape.data(), tensor.shape.size(), type, &value));
-    return value;
-  }
-  throw std::runtime_error("no tensor of onnxruntime has elements of type " + tensor.descr);
+  ort::Value* value = nullptr;
+  api.check(api.tensor(memory, tensor.bytes.data(), tensor.bytes.size(), tensor.sizes.data(), tensor.sizes.size(), tensor.type, &value));
+  return value;
 }
 
-void save(const ort::Api& api, ort::Value* value, const std::string& path) {
+Tensor unwrap(const ort::Api& api, ort::Value* value) {
   ort::Shape* shape = nullptr;
   api.check(api.shape(value, &shape));
-  int type = 0;
+  Tensor tensor{};
   size_t rank = 0, elements = 0;
-  api.check(api.element_type(shape, &type));
+  api.check(api.element_type(shape, &tensor.type));
   api.check(api.rank(shape, &rank));
   api.check(api.elements(shape, &elements));
-  std::vector<int64_t> sizes(rank);
-  api.check(api.sizes(shape, sizes.data(), rank));
-  const auto found = kTypes.find(type);
-  if (found == kTypes.end()) throw std::runtime_error("an output has elements of type " + std::to_string(type) + ", which numpy has not");
+  tensor.sizes.resize(rank);
+  api.check(api.sizes(shape, tensor.sizes.data(), rank));
+  const auto kind = std::find_if(kKinds.begin(), kKinds.end(), [&](const auto& each) { return each.second.type == tensor.type; });
+  if (kind == kKinds.end()) throw std::runtime_error("an output has a dtype that a tensor file does not know");
   void* data = nullptr;
   api.check(api.data(value, &data));
-  npy::write(path + ".part", found->second, sizes, data, elements * static_cast<size_t>(found->second[2] - '0'));
-  if (std::rename((path + ".part").c_str(), path.c_str()) != 0) throw std::runtime_error("can't write " + path);
+  tensor.bytes.assign(static_cast<const char*>(data), static_cast<const char*>(data) + elements * kind->second.size);
+  return tensor;
 }
 
 void run(const Arguments& arguments) {
+  std::vector<Tensor> tensors = read_tensors(arguments.paths[1]);
   const ort::Api api;
   ort::Env* env = nullptr;
-  api.check(api.create_env(3, "qn", &env));  // logs errors only
+  api.check(api.create_env(3, "qn", &env));  // ORT_LOGGING_LEVEL_ERROR
   ort::SessionOptions* options = nullptr;
   api.check(api.create_options(&options));
   api.check(api.threads(options, 1));
-  api.check(api.optimization(options, arguments.optimized ? 99 : 0));  // ORT_ENABLE_ALL, ORT_DISABLE_ALL
+  api.check(api.optimization(options, arguments.plain ? 0 : 99));  // ORT_DISABLE_ALL, ORT_ENABLE_ALL
   for (const auto& [key, value] : arguments.config) api.check(api.config(options, key.c_str(), value.c_str()));
 
-  Clock::time_point start = Clock::now();
+  const Clock::time_point start = Clock::now();
   ort::Session* session = nullptr;
-  api.check(api.create_session(env, arguments.model.c_str(), options, &session));
-  const double load = milliseconds(start);
+  api.check(api.create_session(env, arguments.paths[0].c_str(), options, &session));
+  const double load_ms = milliseconds_since(start);
 
-  const std::vector<std::string> inputs = names(api, session, api.input_count, api.input_name);
-  const std::vector<std::string> outputs = names(api, session, api.output_count, api.output_name);
-  if (inputs.size() != arguments.inputs.size()) {
-    throw std::runtime_error("the model has " + std::to_string(inputs.size()) + " inputs, " + std::to_string(arguments.inputs.size()) + " were given");
+  const auto inputs = names(api, session, api.input_count, api.input_name);
+  const auto outputs = names(api, session, api.output_count, api.output_name);
+  if (inputs.size() != tensors.size()) {
+    throw std::runtime_error("the model has " + std::to_string(inputs.size()) + " inputs, the file has " + std::to_string(tensors.size()));
   }
-  std::vector<npy::Tensor> tensors;
-  for (const std::string& path : arguments.inputs) tensors.push_back(npy::read(path));
   std::vector<ort::Value*> values;
-  for (npy::Tensor& tensor : tensors) values.push_back(wrap(api, tensor));
+  for (Tensor& tensor : tensors) values.push_back(wrap(api, tensor));
 
-  std::vector<ort::Value*> results(outputs.size());
-  std::ostringstream times;
-  for (int index = 0; index < arguments.runs; ++index) {
-    results.assign(outputs.size(), nullptr);  // the process ends soon: nothing is released
-    start = Clock::now();
-    api.check(api.run(session, nullptr, pointers(inputs).data(), values.data(), values.size(), pointers(outputs).data(), outputs.size(), results.data()));
-    times << (index ? ", " : "") << milliseconds(start);
+  std::vector<double> times;
+  for (long index = 0; index <= arguments.runs; ++index) {
+    std::vector<ort::Value*> results(outputs.size(), nullptr);
+    const Clock::time_point run_start = Clock::now();
+    api.check(api.run(session, nullptr, inputs.data(), values.data(), values.size(), outputs.data(), outputs.size(), results.data()));
+    times.push_back(milliseconds_since(run_start));
+    if (index == 0) {
+      std::vector<Tensor> found;
+      for (ort::Value* result : results) found.push_back(unwrap(api, result));
+      write_tensors(arguments.paths[2], found);
+    }
+    for (ort::Value* result : results) api.release_value(result);
   }
-  for (size_t index = 0; index < results.size(); ++index) save(api, results[index], arguments.outputs + "/" + std::to_string(index) + ".npy");
-  std::cout << "{\"load_ms\": " << load << ", \"run_ms\": [" << times.str() << "]}" << std::endl;
+  std::printf("{\"load_ms\": %.4f, \"first_ms\": %.4f, \"runs\": %ld", load_ms, times[0], arguments.runs);
+  if (arguments.runs) {
+    std::sort(times.begin() + 1, times.end());
+    std::printf(", \"median_ms\": %.4f, \"min_ms\": %.4f", times[1 + arguments.runs / 2], times[1]);
+  }
+  std::printf("}\n");
 }
 
 }  // namespace
@@ -155,8 +146,9 @@ int main(int count, char** words) {
   try {
     run(parse(count, words));
   } catch (const std::exception& error) {
-    std::cerr << error.what() << std::endl;
+    const std::string message = error.what();
+    std::cerr << "qn_onnx_runner: " << message.substr(0, message.find('\n')) << std::endl;
     return 1;
   }
-  std::quick_exit(0);  // the destructors of onnxruntime's statics have nothing to add
+  return 0;
 }

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import ToolchainError
-from qn_deploy.exporters.to_executorch import build
-from qn_deploy.exporters.to_executorch.pte import named_data
+from qn_deploy.exporters.to_executorch import EXPORTER, build
+from qn_deploy.exporters.to_executorch.pte import backends, named_data
 from qn_deploy.exporters.to_executorch.table_blob import DType, named_blobs
+from qn_deploy.program.exporter import Written
+from qn_deploy.program.program import Batch
 from qn_deploy.quiet import quiet
 
 Q = torch.ops.quantized_decomposed
@@ -125,6 +127,21 @@ def payloads() -> Callable[[bytes], list[bytes]]:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     return lambda pte: [bytes(inline.data) for inline in deserialize_pte_binary(pte).program.backend_delegate_data]
+
+
+@pytest.fixture(scope="session")
+def twins() -> Callable[[Written, Batch], Batch]:
+    """Runs a written program, which computes bit for bit what the dense one does; and that comes out of the stock form."""
+
+    def run(written: Written, inputs: Batch) -> Batch:
+        dense = EXPORTER.dense(written.data)
+        assert EXPORTER.rebuild(written.companions) == dense
+        assert backends(dense) <= {"XnnpackBackend"}
+        (found,), (expected,) = EXPORTER.run(written.data, (inputs,)), EXPORTER.run(dense, (inputs,))
+        assert all(map(torch.equal, found, expected))
+        return found
+
+    return run
 
 
 READER = r"""

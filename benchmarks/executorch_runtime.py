@@ -1,0 +1,221 @@
+"""Table-compressed programs on ExecuTorch, beside the stock int8 program of the same weights: bytes, bits, time, load, memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from models import Encoder, MobileNet, ResNet50
+from rows import Row, at_least, at_most, chosen, clock, finish, json_option, seed_option
+from runtimes import CONV, LINEAR, conv, linear, random_program, stack
+from torch import Tensor, nn
+
+from qn_deploy.exporters.to_executorch import EXPORTER, build
+from qn_deploy.program.build import theoretical_bytes
+from qn_deploy.program.exporter import Options
+from qn_deploy.program.lower import Activations
+from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.recipe.paper import resnet, transformer
+from qn_deploy.verify.numerics import compare
+
+TITLE = "Tables on ExecuTorch"
+STATIC, DYNAMIC, NONE = Activations.STATIC, Activations.DYNAMIC, Activations.NONE
+FILE_FACTOR, FILE_EXTRA = 1.02, 24 * 1024  # bytes of a file against those of its constants
+SMALLER = 7.5  # times than stock int8, Linear d=8
+TIME, LOAD, RAM, PEAK = 1.03, 1.5, 1.02, 1.3  # times stock int8
+REBUILD = 500  # MB/s
+EMBEDDING, EMBEDDING_FILE, EMBEDDING_RAM = (30522, 768), 1.05, 1.1
+ONE_CODEBOOK = Recipe((Rule(Table(8, 256, codebooks=1)),), title="d=8, one codebook a layer")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, what it reads, and how it is compressed."""
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    activations: Activations
+    recipe: Recipe
+
+
+WORKLOADS = {
+    "Linear 1024x4096, static, batch 1": Workload(linear, lambda: torch.randn(1, 1024), STATIC, LINEAR),
+    "Linear 1024x4096, static, batch 128": Workload(linear, lambda: torch.randn(128, 1024), STATIC, LINEAR),
+    "Linear 1024x4096, dynamic, batch 1": Workload(linear, lambda: torch.randn(1, 1024), DYNAMIC, LINEAR),
+    "Linear 1024x4096, dynamic, batch 128": Workload(linear, lambda: torch.randn(128, 1024), DYNAMIC, LINEAR),
+    "Conv 3x3 256": Workload(conv, lambda: torch.randn(1, 256, 28, 28), STATIC, CONV),
+    "12 layers of 2048x2048": Workload(stack, lambda: torch.randn(1, 2048), DYNAMIC, ONE_CODEBOOK),
+    "ResNet-50": Workload(ResNet50, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet()),
+    "MobileNet": Workload(MobileNet, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet()),
+    "6-layer encoder, dynamic": Workload(Encoder, lambda: torch.randn(1, 128, 384), DYNAMIC, transformer()),
+}
+
+
+@click.command(help=__doc__)
+@click.option("--only", multiple=True, metavar="TEXT", help="Workloads whose name holds this; may be repeated.")
+@click.option("--loads", default=20, show_default=True, help="Processes that load each of two programs, in turn.")
+@click.option("--runs", default=20, show_default=True, help="Of a program in each process.")
+@seed_option
+@json_option
+def main(only: tuple[str, ...], loads: int, runs: int, seed: int, json_file: Path | None) -> None:
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    progress, rows = clock(), []
+    with tempfile.TemporaryDirectory() as name:
+        runner = _Runner(Path(name), loads, runs)
+        parts: dict[str, Callable[[], list[Row]]] = {name: lambda name=name: _workload(name, WORKLOADS[name], runner) for name in WORKLOADS}
+        parts |= {"rebuild": _rebuild, "Embedding 30522x768": lambda: _embedding(runner), "graph form": lambda: _graph_form(runner)}
+        for part, measure in parts.items():
+            if not only or any(text in part for text in only):
+                progress(part)
+                rows += measure()
+    sys.exit(finish(TITLE, rows, chosen(), json_file))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Over some processes: median milliseconds of loading, least of a run, median MB over what a process had before, and at the peak.
+
+    The least of many runs in many processes, since where its weights come to lie in memory sets the time of a process by 10 % or more.
+    """
+
+    load_ms: float
+    run_ms: float
+    resident: float
+    peak: float
+
+
+class _Runner:
+    """qn_runner, which loads and runs a program in a process of its own, one thread."""
+
+    def __init__(self, folder: Path, loads: int, runs: int) -> None:
+        self._folder, self._loads, self._runs = folder, loads, runs
+        cmake = shutil.which("cmake") or sys.exit("no cmake on PATH, which builds qn_runner (Debian, Ubuntu: apt-get install cmake)")
+        native = Path(build.__file__).parent / "native"
+        for command in (("-S", native, "-B", folder, f"-DEXECUTORCH={build.find_package()}"), ("--build", folder)):
+            subprocess.run([cmake, *command], check=True, capture_output=True)
+
+    def load(self, x: Tensor, *programs: bytes) -> list[_Loaded]:
+        """Loads the programs in turn, again and again."""
+        dtype = str(x.dtype).removeprefix("torch.")
+        (self._folder / "inputs").write_bytes(f"{dtype} {' '.join(map(str, x.shape))}\n".encode() + x.numpy().tobytes())
+        for index, program in enumerate(programs):
+            (self._folder / f"{index}.pte").write_bytes(program)
+        found = [[self._run(f"{index}.pte") for index in range(len(programs))] for _ in range(self._loads)]
+        return [self._median([each[index] for each in found]) for index in range(len(programs))]
+
+    def _run(self, program: str) -> dict[str, float]:
+        command = [self._folder / "qn_runner", program, "inputs", "outputs", "--runs", str(self._runs)]
+        done = subprocess.run(command, cwd=self._folder, check=True, capture_output=True, text=True)
+        found: dict[str, float] = json.loads(done.stdout)
+        return found
+
+    @staticmethod
+    def _median(found: list[dict[str, float]]) -> _Loaded:
+        def over(key: str, base: str | None = None) -> float:
+            return statistics.median(each[key] - (each[base] if base else 0) for each in found)
+
+        resident, peak = over("rss_loaded", "rss_before") / 2**20, over("rss_load_peak", "rss_before") / 2**20
+        return _Loaded(over("load_ms"), min(each["min_ms"] for each in found), resident, peak)
+
+
+def _workload(name: str, workload: Workload, runner: _Runner) -> list[Row]:
+    x = workload.inputs()
+    program = random_program(workload.make().eval(), x, workload.recipe, workload.activations)
+    written = EXPORTER.write(program, workload.activations)
+    data, stock, (container,) = written.data, EXPORTER.dense(written.data), written.companions.values()
+    limit = FILE_FACTOR * theoretical_bytes(program) + FILE_EXTRA
+    rows = [
+        at_most(f"{name}: .pte", len(data), "bytes", limit),
+        at_most(f"{name}: .qnz", len(container), "bytes", limit),
+        Row(f"{name}: stock int8 .pte", len(stock), "bytes"),
+    ]
+    if workload.make is stack:  # in one layer of 1024x4096 scales and biases, which both files hold, leave no more than 7.3
+        rows += [
+            at_least(f"{name}: {what} to stock", len(stock) / len(file), "x", SMALLER)
+            for what, file in ((".pte", data), (".qnz", container))
+        ]
+    ((found,), (expected,)) = EXPORTER.run(data, ((x,),))[0], EXPORTER.run(stock, ((x,),))[0]
+    rows.append(at_most(f"{name}: values that differ from stock", int((found != expected).sum()), "", 0))
+    if name.startswith(("Linear", "Conv")) and workload.activations is STATIC:
+        output = next(node for node in written.lowered.exported.graph.nodes if node.op == "output").args[0][0]
+        agreement = compare(found, written.lowered.simulate((x,))[0], float(output.args[1]))
+        assert agreement.steps is not None
+        rows += [
+            at_most(f"{name}: steps to simulation", round(agreement.steps, 3), "", 1),
+            at_most(f"{name}: values off by a step", 100 * agreement.differing, "%", 5),
+        ]
+    tables, dense = runner.load(x, data, stock)
+    return [
+        *rows,
+        at_most(f"{name}: time to stock", tables.run_ms / dense.run_ms, "x", TIME),
+        Row(f"{name}: time", tables.run_ms, "ms"),
+        at_most(f"{name}: load to stock", tables.load_ms / dense.load_ms, "x", LOAD),
+        Row(f"{name}: load", tables.load_ms, "ms"),
+        at_most(f"{name}: memory after load to stock", tables.resident / dense.resident, "x", RAM),
+        at_most(f"{name}: peak of loading to stock", tables.peak / dense.peak, "x", PEAK),
+        Row(f"{name}: peak of loading", tables.peak, "MB"),
+    ]
+
+
+def _rebuild() -> list[Row]:
+    rows = []
+    for name, model, x, recipe in (
+        ("Linear 4096x4096", nn.Sequential(nn.Linear(4096, 4096)), torch.randn(1, 4096), LINEAR),
+        ("Conv 3x3 512", nn.Sequential(*(nn.Conv2d(512, 512, 3) for _ in range(4))), torch.randn(1, 512, 14, 14), CONV),
+    ):
+        activations = STATIC if recipe is CONV else DYNAMIC
+        written = EXPORTER.write(random_program(model.eval(), x, recipe, activations), activations)
+        seconds = []
+        for _ in range(10):
+            start = time.perf_counter()
+            rebuilt = EXPORTER.rebuild(written.companions)
+            seconds.append(time.perf_counter() - start)
+        weights = sum(weight.int8().numel() for weight in written.lowered.weights.values())
+        rows.append(at_most(f"{name}: rebuilt and stock differ", int(rebuilt != EXPORTER.dense(written.data)), "", 0))
+        rows.append(at_least(f"{name}: rebuild of .qnz", weights / min(seconds) / 1e6, "MB/s", REBUILD))
+    return rows
+
+
+def _embedding(runner: _Runner) -> list[Row]:
+    ids = torch.tensor([[7]])
+    program = random_program(nn.Sequential(nn.Embedding(*EMBEDDING)).eval(), ids, LINEAR, DYNAMIC)
+    data = EXPORTER.write(program, DYNAMIC).data
+    (found,) = runner.load(ids, data)
+    size = len(data) / 2**20
+    return [
+        at_most("Embedding 30522x768: .pte", len(data), "bytes", EMBEDDING_FILE * theoretical_bytes(program)),
+        at_most("Embedding 30522x768: memory after load to its file", found.resident / size, "x", EMBEDDING_RAM),
+        Row("Embedding 30522x768: one token", 1e3 * found.run_ms, "us"),
+    ]
+
+
+def _graph_form(runner: _Runner) -> list[Row]:
+    """The stack of 12 layers, its weights looked up at every run."""
+    x = torch.randn(1, 2048)
+    program = random_program(stack().eval(), x, ONE_CODEBOOK, DYNAMIC)
+    delegate = EXPORTER.write(program, DYNAMIC).data
+    graph = EXPORTER.write(program, NONE, Options(executorch_form="graph")).data
+    looked_up, expanded = runner.load(x, graph, delegate)
+    name = "12 layers of 2048x2048, graph form"
+    return [
+        Row(f"{name}: .pte", len(graph), "bytes"),
+        Row(f"{name}: memory after load", looked_up.resident, "MB"),
+        Row(f"{name}: memory after load to delegate form", looked_up.resident / expanded.resident, "x"),
+        Row(f"{name}: peak of loading to delegate form", looked_up.peak / expanded.peak, "x"),
+        Row(f"{name}: time to delegate form", looked_up.run_ms / expanded.run_ms, "x"),
+    ]
+
+
+if __name__ == "__main__":
+    main()

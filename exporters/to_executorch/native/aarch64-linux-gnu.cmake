@@ -1,0 +1,4 @@
+# Toolchain file: cross-compiles for 64-bit ARM Linux with Debian's compiler (apt-get install g++-aarch64-linux-gnu).
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
