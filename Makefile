@@ -4,18 +4,36 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST_WORKERS ?= 2
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow test-arm check apk test-android clean
 
 demo: .venv/demo
 	$(BIN)/qn-deploy demo
 
 test: .venv/test
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m "not slow"
+
+# What takes minutes: processes that train together, the APK, the Java code on a JVM.
+test-slow: .venv/test
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m slow
+
+# Emulated 64-bit ARM processors. What is missing is fetched into the cache folder by apt and pip, without root.
+test-arm: .venv/test
+	$(BIN)/qn-deploy devices setup qemu
+	QN_REQUIRE=all $(BIN)/python -m pytest -n $(TEST_WORKERS) runtime_tests/test_devices.py tests/verify/devices
 
 check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The demo app with the demo's model, without Gradle: android_demo/README.md. AARS=folder adds the runtimes' libraries.
+apk: .venv/demo
+	test -f build/demo/build/manifest.json || $(BIN)/qn-deploy demo
+	$(BIN)/qn-deploy android build/demo/build --name digits
+	$(BIN)/python android_demo/tools/apk.py $(if $(AARS),--aars $(AARS))
+
+test-android: .venv/test
+	$(BIN)/python -m pytest tests/android_demo runtime_tests/test_android.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import click
+
 MB = 2**20
 
 
@@ -60,7 +62,10 @@ def _warm_up(onnxruntime: ModuleType) -> None:
     session.run(None, {"x": [1.0]})
 
 
-def _child(program: Path, inputs: Path) -> None:
+@click.command(help=__doc__)
+@click.argument("program", type=click.Path(path_type=Path))
+@click.argument("inputs", type=click.Path(path_type=Path))
+def main(program: Path, inputs: Path) -> None:
     import numpy as np
     import onnxruntime
 
@@ -82,4 +87,4 @@ def _child(program: Path, inputs: Path) -> None:
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from qn_deploy.errors import QnDeployError
+from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.targets import TARGETS
 
 PATH = click.Path(path_type=Path)
@@ -63,6 +63,14 @@ def main() -> None:
 )
 @click.option("--shell", is_flag=True, help="onnx: also write a shell and a sidecar with the tables, which take less memory to load.")
 @click.option("--allow-unfused", is_flag=True, help="onnx: write the file even if onnxruntime would run a layer in float.")
+@click.option(
+    "--executorch-form",
+    type=click.Choice(["delegate", "graph"]),
+    default="delegate",
+    show_default=True,
+    help="executorch: tables that our delegate expands when it loads, beside a container for apps without native code of ours; or lookups "
+    "in the graph, which take the least memory, need float activations, and are slow.",
+)
 @click.option("--only", multiple=True, metavar="EXPORTER", help="Write for this exporter only (onnx, executorch); may be repeated.")
 def export(
     model: Path,
@@ -73,6 +81,7 @@ def export(
     centroid_range: int | None,
     shell: bool,
     allow_unfused: bool,
+    executorch_form: Literal["delegate", "graph"],
     only: tuple[str, ...],
 ) -> None:
     """Write MODEL (a model.pt of qn_deploy.save) as .onnx and .pte, with manifest and golden vectors."""
@@ -93,10 +102,12 @@ def export(
     program = load(model)
     if calibrate is not None:
         program = replace(program, calibration=load_calibration(calibrate, program))
+    if activations is None and executorch_form == "graph":
+        activations = "none"
     scheme = choose_activations(program, None if activations is None else Activations(activations))
     if centroid_range is not None:
         program = narrow(program, centroid_range)
-    options = Options(allow_unfused, shell)
+    options = Options(allow_unfused, shell, executorch_form)
     manifest = build.export(program, scheme, out, target, only or TARGETS[target].exporters, progress, options)
     progress("")
     print_build(Console(), manifest, out)
@@ -107,17 +118,31 @@ def export(
 @click.argument("build", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Fail where the loss of quantization is larger: least SQNR to the float model.")
+@click.option(
+    "--device",
+    "names",
+    multiple=True,
+    metavar="DEVICE",
+    help="Run the files there too: qemu[:CPU], adb[:SERIAL], ssh:HOST; `qn-deploy devices` lists them. May be repeated.",
+)
+@click.option("--layers", type=PATH, metavar="MODEL", help="Compare layer by layer too; MODEL is the model.pt that was exported.")
 @click.pass_context
-def verify(context: click.Context, build: Path, as_json: bool, min_sqnr: float | None) -> None:
+def verify(context: click.Context, build: Path, as_json: bool, min_sqnr: float | None, names: tuple[str, ...], layers: Path | None) -> None:
     """Check the files of the folder BUILD on the real runtimes. Exit code 0: all passed, 1: not."""
     progress = _progress()
     progress(f"reading {build}")
     from rich.console import Console
 
     from qn_deploy.report.tables import print_report
+    from qn_deploy.verify.devices.find import CPU, open_device
     from qn_deploy.verify.ladder import verify as climb
 
-    report = climb(build, min_sqnr, progress)
+    devices = tuple(open_device(name) for name in names if name != CPU)  # this machine runs them anyway
+    report = climb(build, min_sqnr, progress, devices)
+    if layers is not None:
+        from qn_deploy.verify.layers import check_layers
+
+        report = check_layers(report, layers, devices, progress)
     progress("")
     if as_json:
         checks = [asdict(check) for check in report.checks]
@@ -125,6 +150,51 @@ def verify(context: click.Context, build: Path, as_json: bool, min_sqnr: float |
     else:
         print_report(Console(), report)
     context.exit(0 if report.passed else 1)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def devices(context: click.Context) -> None:
+    """List the devices that can run the files, and what is missing for the others."""
+    if context.invoked_subcommand is None:
+        from rich.console import Console
+
+        from qn_deploy.report.tables import print_devices
+        from qn_deploy.verify.devices.find import list_devices
+
+        print_devices(Console(), list_devices())
+
+
+@devices.command()
+@click.argument("kind", type=click.Choice(["qemu", "adb", "ssh"]))
+def setup(kind: str) -> None:
+    """Make the bundle that devices run: the runtimes for 64-bit ARM. For qemu, fetch qemu as well.
+
+    Debian packages and wheels go to the cache folder; no root is needed.
+    """
+    from qn_deploy.verify.devices.bundle import build_bundle
+
+    progress = _progress()
+    folder = build_bundle(qemu=kind == "qemu", progress=progress)
+    progress("")
+    click.echo(f"{folder}\nnext: qn-deploy verify build --device {kind}{':HOST' if kind == 'ssh' else ''}")
+
+
+@main.command()
+@click.argument("container", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The .pte to write.")
+def unpack(container: Path, out: Path) -> None:
+    """Rebuild the plain stock .pte from CONTAINER (a model.stock.qnz of export), byte for byte."""
+    from qn_deploy.files import read_bytes, write_atomic
+    from qn_deploy.program.exporter import find_exporters
+
+    data = read_bytes(container)
+    try:
+        program = find_exporters()["executorch"].rebuild({container.name: data})
+    except InputError as error:
+        raise InputError(f"{container}: {error}") from None
+    write_atomic(out, program)
+    click.echo(f"{out}: {len(program):,} bytes from {len(data):,}")
 
 
 @main.command()
@@ -140,6 +210,22 @@ def inspect(model: Path) -> None:
     program = load(model)
     print_weights(Console(), describe(program), str(model))
     print_left(Console(), program.left)
+
+
+@main.command()
+@click.argument("build", type=PATH)
+@click.option("--app", type=PATH, default=Path("android_demo"), show_default=True, help="Folder of the app's project.")
+@click.option("--name", help="What the model is called in the app; by default as the folder BUILD, or the one above if that is build.")
+@click.option("--pte", is_flag=True, help="Also take model.pte, for an app that links our native backend.")
+def android(build: Path, app: Path, name: str | None, pte: bool) -> None:
+    """Put the programs of the folder BUILD into the Android demo app, with references and hashes."""
+    from qn_deploy.android import bundle, model_name
+
+    bundled = bundle(build, app, name or model_name(build), pte)
+    for file, size in bundled.files.items():
+        click.echo(f"  {size:>9,}  {bundled.folder / file}")
+    click.echo(f"  {sum(bundled.files.values()):>9,}  bytes in all")
+    click.echo(f"\nnext: in {shlex.quote(str(app))}: gradle wrapper && ./gradlew connectedAndroidTest; README.md there tells more")
 
 
 @main.command()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fcntl import LOCK_EX, flock
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -13,20 +16,53 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from qn_deploy import compress, load, save
+from qn_deploy.demo import RECIPE as DIGITS
+from qn_deploy.demo import DigitsNet
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporters.to_executorch.build import build_backend
 from qn_deploy.program import build
 from qn_deploy.program.exporter import find_exporters
 from qn_deploy.program.integer import IntegerReference
 from qn_deploy.program.lower import Activations, lower
+from qn_deploy.program.manifest import MANIFEST
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.rules import Rules
 from qn_deploy.recipe import Int4, Int8, Method, Recipe, Rule, Table
 from qn_deploy.verify import ladder
+from qn_deploy.verify.devices.bundle import find_bundle
+from qn_deploy.verify.devices.device import Device
+from qn_deploy.verify.devices.find import CPU, open_device
 from qn_deploy.verify.isolated import Run
 from qn_deploy.verify.ladder import Report, verify
+from runtime_tests.models import (
+    Attention,
+    Branched,
+    ConvNet,
+    Encoded,
+    Gated,
+    Gru,
+    Inverted,
+    Product,
+    Recurrent,
+    Residual,
+    ResNet20,
+    Sound,
+    Transformer,
+    Unbiased,
+    Upscaled,
+    Words,
+    digits,
+    features,
+    images,
+    linear,
+    mlp,
+    sequences,
+    sounds,
+    tokens,
+    wide_mlp,
+)
 
-STATIC, DYNAMIC, NONE = Activations.STATIC, Activations.DYNAMIC, Activations.NONE
+STATIC, QNNPACK, DYNAMIC, NONE = Activations.STATIC, Activations.QNNPACK, Activations.DYNAMIC, Activations.NONE
 RECIPE = Recipe(
     (
         Rule(Int8(), name="stem.weight"),
@@ -47,132 +83,8 @@ def all_as(*methods: Method) -> Recipe:
 
 LOCAL = all_as(Table(2, 16, codebooks=8))
 EVERY_FORM = all_as(Table(4, 2048, codebooks=1), Table(4, 16, residual=16), Int4())
+PER_TENSOR = replace(RECIPE, per_tensor=True)
 LOOKED_UP = Recipe((Rule(Table(4, 16, codebooks=4, residual=16), module="Embedding"), Rule(Int4())), title="parity")
-
-
-class ConvNet(nn.Module):
-    """Convolutions of every kind and a classifier; all operators have an exact integer rule."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.depthwise = nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16)
-        self.pointwise = nn.Conv2d(16, 32, 1)
-        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=2)
-        self.classifier = nn.Linear(32, 10)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.norm(self.stem(image)).relu()
-        x = nn.functional.max_pool2d(self.pointwise(self.depthwise(x)).relu(), 2)
-        x = nn.functional.adaptive_avg_pool2d(self.grouped(x).relu(), 1)
-        return self.classifier(x.flatten(1))  # type: ignore[no-any-return]
-
-
-class Residual(nn.Module):
-    """Two residual blocks: the additions have no exact rule."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.norm = nn.BatchNorm2d(16)
-        self.classifier = nn.Linear(16, 10)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.stem(image).relu()
-        x = (x + self.norm(self.first(x))).relu()
-        x = (x + self.second(x)).relu()
-        return self.classifier(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
-
-
-class Words(nn.Module):
-    """The mean of embedded tokens, classified."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(100, 32)
-        self.classifier = nn.Linear(32, 10)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.classifier(self.embedding(tokens).mean(1).relu())  # type: ignore[no-any-return]
-
-
-class Sound(nn.Module):
-    """Convolutions in one dimension, a BatchNorm, and a transposed one back up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.norm = nn.Conv1d(8, 32, 4, stride=2), nn.BatchNorm1d(32)
-        self.mix = nn.Conv1d(32, 32, 1)
-        self.up = nn.ConvTranspose1d(32, 16, 4, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.mix(self.norm(self.down(x)).relu()).relu())  # type: ignore[no-any-return]
-
-
-class Upscaled(nn.Module):
-    """A transposed convolution of images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.up = nn.Conv2d(3, 16, 3, padding=1), nn.ConvTranspose2d(16, 16, 2, stride=2)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.up(self.first(image).relu())  # type: ignore[no-any-return]
-
-
-class Attention(nn.Module):
-    """nn.MultiheadAttention, whose three projections are one packed weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.head = nn.MultiheadAttention(32, 2, batch_first=True), nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))  # type: ignore[no-any-return]
-
-
-class Recurrent(nn.Module):
-    """An LSTM and a classifier of its last state."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(32, 32, batch_first=True), nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(x)[0][:, -1])  # type: ignore[no-any-return]
-
-
-def linear() -> nn.Module:
-    return nn.Linear(64, 32)
-
-
-def wide_mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-
-
-def images(count: int) -> Tensor:
-    return torch.randn(count, 3, 12, 12)
-
-
-def features(count: int) -> Tensor:
-    return torch.randn(count, 64)
-
-
-def tokens(count: int) -> Tensor:
-    return torch.randint(100, (count, 12))
-
-
-def sounds(count: int) -> Tensor:
-    return torch.randn(count, 8, 16)
-
-
-def sequences(count: int) -> Tensor:
-    return torch.randn(count, 4, 32)
 
 
 @dataclass(frozen=True)
@@ -200,10 +112,53 @@ FIXTURES = {
     "conv transpose 2d, float activations": Fixture(Upscaled, images, NONE),
     "multi-head attention, dynamic": Fixture(Attention, sequences, DYNAMIC),
     "LSTM, dynamic": Fixture(Recurrent, sequences, DYNAMIC),
+    "ResNet-20, static": Fixture(ResNet20, images, STATIC),
+    "ResNet-20, QNNPACK": Fixture(ResNet20, images, QNNPACK, PER_TENSOR),
+    "demo's network, static": Fixture(DigitsNet, digits, STATIC, DIGITS),
+    "inverted residual with ReLU6, static": Fixture(Inverted, images, STATIC),
+    "concatenated branches, static": Fixture(Branched, images, STATIC),
+    "multiplied branches, static": Fixture(Product, images, STATIC),
+    "gates and curves, static": Fixture(Gated, images, STATIC),
+    "Transformer, dynamic": Fixture(Transformer, tokens, DYNAMIC),
+    "Transformer, float activations": Fixture(Transformer, tokens, NONE),
+    "encoder layer, static": Fixture(Encoded, sequences, STATIC),
+    "GRU, dynamic": Fixture(Gru, sequences, DYNAMIC),
+    "linear without bias, static": Fixture(Unbiased, features, STATIC),
+    "linear without bias, dynamic": Fixture(Unbiased, features, DYNAMIC),
+    "int8 without tables, static": Fixture(ConvNet, images, STATIC, all_as(Int8())),
+    "int4, dynamic": Fixture(mlp, features, DYNAMIC, all_as(Int4())),
 }
 
 # What a lane needs beside its exporter; a ToolchainError says why it can't run here.
 LANES: dict[str, Callable[[], object]] = {"onnx": lambda: None, "executorch": build_backend}
+
+
+DEVICES = ("qemu:cortex-a53", "qemu:cortex-a72", "qemu:cortex-a76")  # where none is asked for
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        action="append",
+        help="run the device suites there: cpu (not at all), qemu:CPU, adb[:SERIAL], ssh:HOST; may be repeated",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `device` runs on each of them."""
+    if "device" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--device") or DEVICES
+        metafunc.parametrize("device", [name for name in names if name != CPU], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> Device:
+    """A device that is there, with the bundle made."""
+    try:
+        find_bundle()
+        return open_device(request.param)
+    except ToolchainError as error:
+        pytest.skip(f"device {request.param}: {error}")
 
 
 @cache
@@ -231,6 +186,7 @@ class Climb:
     """A fixture after the whole road: compressed, saved, loaded, exported for every lane that can run, verified."""
 
     program: Program
+    activations: Activations
     folder: Path
     report: Report
 
@@ -241,7 +197,7 @@ class Climb:
     @cached_property
     def lowered(self) -> ExportedProgram:
         """The program with static activations."""
-        return lower(self.program, STATIC).exported
+        return lower(self.program, self.activations).exported
 
 
 @pytest.fixture(scope="session")
@@ -250,25 +206,34 @@ def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
 
     The runtimes run in this process: `qn_deploy.verify.isolated` has its own tests, and a child for each program would take a minute.
     """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one folder for all workers
 
     @cache
     def climb(name: str) -> Climb:
-        fixture = FIXTURES[name]
-        folder = tmp_path_factory.mktemp("climb")
-        torch.manual_seed(0)
-        inputs = (fixture.inputs(8),)
-        calibration = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations is STATIC else []
-        small = compress.compress(fixture.make().eval(), fixture.recipe, inputs)
-        shapes = ({0: torch.export.Dim("batch", min=1, max=32)},)
-        save(small, folder / "model.pt", example_inputs=inputs, dynamic_shapes=shapes, calibration=calibration)
-        program = load(folder / "model.pt")
-        build.export(program, fixture.activations, folder, "arm", tuple(lane for lane in LANES if not missing(lane)))
+        folder = shared / "climbs" / re.sub(r"\W+", "-", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            flock(lock, LOCK_EX)  # another worker may be making it
+            if not (folder / MANIFEST).exists():
+                _export(FIXTURES[name], folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ladder, "run_isolated", _run_here)
-            return Climb(program, folder, verify(folder))
+            return Climb(load(folder / "model.pt"), FIXTURES[name].activations, folder, verify(folder))
 
     torch.set_num_threads(1)
     return climb
+
+
+def _export(fixture: Fixture, folder: Path) -> None:
+    torch.manual_seed(0)
+    inputs = (fixture.inputs(8),)
+    calibration = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations.is_static else []
+    small = compress.compress(fixture.make().eval(), fixture.recipe, inputs)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=32)},)
+    save(small, folder / "model.pt", example_inputs=inputs, dynamic_shapes=shapes, calibration=calibration)
+    lanes = tuple(lane for lane in LANES if not missing(lane))
+    build.export(load(folder / "model.pt"), fixture.activations, folder, "arm", lanes)
 
 
 def _run_here(exporter: str, runs: tuple[Run, ...], inputs: Batch) -> tuple[Batch, ...]:

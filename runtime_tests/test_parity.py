@@ -12,7 +12,8 @@ from qn_deploy.program.exporter import find_exporters
 
 EXACT = (  # bit for bit the integer reference
     *("conv net, static", "residual conv net, static", "linear, static"),
-    *("K=16 d=2 G=8, static", "K=2048, residual and int4, static"),
+    *("K=16 d=2 G=8, static", "K=2048, residual and int4, static", "int8 without tables, static", "linear without bias, static"),
+    *("ResNet-20, static", "ResNet-20, QNNPACK", "demo's network, static", "concatenated branches, static"),
 )
 
 

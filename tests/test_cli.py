@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from qn_deploy.cli import main
 from qn_deploy.errors import InputError
+from qn_deploy.program.exporter import find_exporters
 from qn_deploy.program.manifest import MANIFEST, read_manifest
 from qn_deploy.verify import ladder
 from qn_deploy.verify.ladder import Check, Report
@@ -76,7 +77,13 @@ def stages(text: str) -> list[str]:
 
 def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> None:
     assert build.export.code == 0, build.export.err
-    assert sorted(path.name for path in build.folder.iterdir()) == ["golden.safetensors", "manifest.json", "model.onnx", "model.pte"]
+    assert sorted(path.name for path in build.folder.iterdir()) == [
+        "golden.safetensors",
+        "manifest.json",
+        "model.onnx",
+        "model.pte",
+        "model.stock.qnz",
+    ]
     assert stages(build.export.err) == [
         f"reading {model.path}",
         *[f"writing {name}" for name in ("model.pte", "model.onnx")],
@@ -95,7 +102,7 @@ def test_verify_passes_on_the_real_runtimes(build: Any) -> None:
     report = json.loads(done.stdout)
     assert sorted(report) == ["checks", "folder", "passed"]
     assert (report["folder"], report["passed"]) == (str(build.folder), True)
-    assert [check["rung"] for check in report["checks"]] == [1, 1, 2, 3, 3, 4, 4, 4, 5, 5]
+    assert [check["rung"] for check in report["checks"]] == [1, 1, 2, 3, 3, 4, 4, 4, 4, 5, 5]
     assert all(sorted(check) == ["found", "limit", "passed", "rung", "what"] for check in report["checks"])
 
 
@@ -118,6 +125,29 @@ def test_options_of_export_reach_the_exporters(model: Any, tmp_path: Path) -> No
     checks = {check["what"]: check["found"] for check in json.loads(verified.stdout)["checks"]}
     assert checks["model.shell.onnx, model.shell.safetensors to the dense program"] == "byte-identical"
     assert verified.exit_code == 0
+
+
+def test_unpack_rebuilds_the_stock_program(build: Any, tmp_path: Path) -> None:
+    result = run("unpack", build.folder / "model.stock.qnz", "--out", tmp_path / "model.pte")
+    assert result.exit_code == 0, result.output
+    stock = (tmp_path / "model.pte").read_bytes()
+    assert stock == find_exporters()["executorch"].dense((build.folder / "model.pte").read_bytes())
+    assert f"model.pte: {len(stock):,} bytes from" in result.stdout
+    damaged = tmp_path / "damaged.qnz"
+    damaged.write_bytes((build.folder / "model.stock.qnz").read_bytes()[:-1])
+    result = run("unpack", damaged, "--out", tmp_path / "model.pte")
+    assert (result.exit_code, result.stderr.startswith(f"Error: {damaged}: stock form: piece ")) == (2, True)
+    assert (tmp_path / "model.pte").read_bytes() == stock
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.qnz", "model.pte"]
+
+
+def test_the_graph_form_is_exported_and_verified(model: Any, tmp_path: Path) -> None:
+    result = run("export", model.path, "--only", "executorch", "--out", tmp_path, "--executorch-form", "graph")
+    assert result.exit_code == 0, result.output
+    assert read_manifest(tmp_path).files["model.pte"].facts == {"form": "graph"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["golden.safetensors", "manifest.json", "model.pte"]
+    verified = run("verify", tmp_path, "--json")
+    assert verified.exit_code == 0, verified.output
 
 
 @pytest.fixture

@@ -66,6 +66,8 @@ class Exporter(Protocol):
         runtime: the runtime's name in reports.
         rules: how the runtime rounds where runtimes differ.
         optimizes: the runtime rewrites the graph when it loads, and can be told not to.
+
+    An exporter may also have a `runner`, a `qn_deploy.verify.devices.runner.Runner`: then its files run on devices too.
     """
 
     filename: str

@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter
 
 from qn_deploy.program.program import Batch
-from qn_deploy.program.rules import Grid, Rules, add_in_fixed_point, add_in_float
+from qn_deploy.program.rules import Grid, Rules
 
 _decomposed = torch.ops.quantized_decomposed
 _aten = torch.ops.aten
@@ -115,8 +115,7 @@ class IntegerReference(Interpreter):
             mean = value.sums.float() * (value.scale / value.count / grid.scale)
             steps = mean.round() + zero if self._rules.ties_before_zero else (mean + zero).round()
         elif isinstance(value, Sum):
-            add = add_in_float if self._rules.adds_in_float else add_in_fixed_point
-            steps = add(value.a.steps, value.b.steps, value.a.grid, value.b.grid, grid)
+            steps = self._rules.add(value.a.steps, value.b.steps, value.a.grid, value.b.grid, grid)
         else:
             floats = _float(value)
             steps = (floats / grid.scale if self._rules.divides else floats * (1.0 / scale)).round() + zero

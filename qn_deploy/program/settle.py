@@ -1,8 +1,9 @@
 """Chooses the output scales of additions so that all runtimes compute the same.
 
-onnxruntime adds in float, XNNPACK in fixed point (`rules.py`), and for a few of the 256 x 256 pairs of inputs the two land on different
-sides of a tie. One such pair can be a frequent one, and its step then spreads through all layers behind it. Whether there is such a pair
-depends on the scales alone, so the scale of the sum is enlarged by parts of 4096 until there is none: about one addition in four needs it.
+onnxruntime adds in float on x86 and in fixed point on ARM, XNNPACK in another fixed point (`rules.py`), and for a few of the 256 x 256
+pairs of inputs they land on different sides of a tie. One such pair can be a frequent one, and its step then spreads through all layers
+behind it. Whether there is such a pair depends on the scales alone, so the scale of the sum is enlarged by parts of 4096 until there is
+none: about one addition in four needs it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from qn_deploy.program.rules import Grid, add_in_fixed_point, add_in_float
+from qn_deploy.program.rules import ALL, Grid
 
 _decomposed = torch.ops.quantized_decomposed
 _QUANTIZE, _DEQUANTIZE = _decomposed.quantize_per_tensor.default, _decomposed.dequantize_per_tensor.default
@@ -54,8 +55,8 @@ def _grid(node: Any) -> Grid:
 def _agree(a: Grid, b: Grid, out: Grid, low: int) -> bool:
     steps = torch.arange(-128, 128, dtype=torch.int8)
     pairs = steps[:, None].expand(256, 256), steps[None, :].expand(256, 256)
-    one, other = (add(*pairs, a, b, out).clamp(low, 127) for add in (add_in_float, add_in_fixed_point))
-    return bool((one == other).all())
+    first, *others = (rules.add(*pairs, a, b, out).clamp(low, 127) for rules in ALL)
+    return all(torch.equal(first, other) for other in others)
 
 
 def _replace(graph: Graph, old: Any, scale: float) -> None:

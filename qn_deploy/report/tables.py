@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qn_deploy.program.manifest import Manifest, WeightEntry
+from qn_deploy.verify.devices.find import Found
 from qn_deploy.verify.ladder import Report
 
 _VERDICT = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "-"}
@@ -59,6 +60,14 @@ def print_report(console: Console, report: Report) -> None:
     console.print(
         f"[bold red]{failed} check{'s' * (failed != 1)} failed[/]" if failed else f"[green]all {len(report.checks)} checks passed[/]"
     )
+
+
+def print_devices(console: Console, devices: tuple[Found, ...]) -> None:
+    """Each device, and what is missing where one is not ready."""
+    table = _table("device", "ready", "", title="devices")
+    for device in devices:
+        table.add_row(escape(device.name), "[green]yes[/]" if device.ready else "no", escape(device.remark))
+    console.print(table)
 
 
 def print_weights(console: Console, weights: dict[str, WeightEntry], title: str) -> None:

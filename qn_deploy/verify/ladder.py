@@ -14,7 +14,6 @@ Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,24 +26,13 @@ from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.program.exporter import Exporter, TooLargeError, find_exporters
 from qn_deploy.program.manifest import GOLDEN, FileEntry, Manifest, read_manifest
 from qn_deploy.program.program import Batch
+from qn_deploy.verify.devices.climb import climb
+from qn_deploy.verify.devices.device import Device
 from qn_deploy.verify.isolated import Run, RuntimeFailure, run_isolated
-from qn_deploy.verify.numerics import Agreement, compare
+from qn_deploy.verify.judge import Check, batch_of, compare_runtimes, identical, judge, outputs_of, target_of, within
+from qn_deploy.verify.numerics import compare
 
 MAX_STEPS_EXPORT = 1  # float sums round differently in long chains; a single layer gives 0
-MAX_STEPS_TWINS = 1
-MIN_SQNR_DB = 40.0  # runtime against simulation, where no exact rule exists
-ROUNDING = 1e-3  # of a step: outputs are step * integer in float32
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report: a rung, what was compared, what was found, and the verdict (None where there is no limit)."""
-
-    rung: int
-    what: str
-    found: str
-    limit: str
-    passed: bool | None
 
 
 @dataclass(frozen=True)
@@ -61,16 +49,23 @@ class Report:
         return all(check.passed is not False for check in self.checks)
 
 
-def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[str], None] = lambda stage: None) -> Report:
-    """Climbs the ladder for every file of a build folder, on the real runtimes of this machine.
+def verify(
+    folder: Path,
+    min_sqnr_db: float | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+    devices: tuple[Device, ...] = (),
+) -> Report:
+    """Climbs the ladder for every file of a build folder, on the real runtimes of this machine and rungs 3 and 4 on devices.
 
     Args:
         folder: a folder that export wrote.
         min_sqnr_db: limit of rung 5 in dB; None only reports it.
         progress: called with the name of each stage.
+        devices: other machines that run the files as well.
 
     Raises:
         InputError: the folder is no build, or a file is missing or differs from its hash in the manifest.
+        ToolchainError: a device can't be reached, or what it needs here is missing.
     """
     manifest = read_manifest(folder)
     golden = _read_golden(folder / GOLDEN, manifest)
@@ -86,7 +81,10 @@ def verify(folder: Path, min_sqnr_db: float | None = None, progress: Callable[[s
         checks += file_checks
         if result is not None:
             outputs[name] = result
-    checks += _check_runtimes(manifest, outputs)
+    checks += compare_runtimes(manifest, outputs)
+    for device in devices:
+        runs = {name: _runs(files[name], exporters[entry.exporter]) for name, entry in manifest.files.items()}
+        checks += climb(device, manifest, golden, runs, outputs, progress)
     checks += _check_loss(manifest, golden, min_sqnr_db)
     return Report(str(folder), manifest, tuple(sorted(checks, key=lambda check: check.rung)))
 
@@ -124,7 +122,7 @@ def _read_golden(path: Path, manifest: Manifest) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}); export the model again") from None
     for prefix in ("float", *(f"simulated/{entry.exporter}" for entry in manifest.files.values())):
-        if len(_batch(golden, prefix)) != len(manifest.outputs):
+        if len(batch_of(golden, prefix)) != len(manifest.outputs):
             raise InputError(f"{path} does not hold {prefix} for each of the {len(manifest.outputs)} outputs; export the model again")
     return golden
 
@@ -141,21 +139,27 @@ def _check_file(
         checks.append(Check(4, f"{name}, tables to dense weights", str(error), "not compared", None))
     except QnDeployError as error:
         return [Check(1, f"{name}: weights", str(error), "decode", False)], None
-    shipped, plain, *twins = run_isolated(entry.exporter, tuple(runs), _batch(golden, "input"))
-    simulated = _batch(golden, f"simulated/{entry.exporter}")
+    shipped, plain, *twins = run_isolated(entry.exporter, tuple(runs), batch_of(golden, "input"))
+    simulated = batch_of(golden, f"simulated/{entry.exporter}")
     if exporter.optimizes:
-        checks.append(_judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, _within(MAX_STEPS_EXPORT)))
-    static = manifest.is_static
-    reference = _batch(golden, f"reference/{entry.exporter}") if static else simulated
-    what = "integer reference" if static else "simulation"
-    exact = static and not manifest.inexact
-    checks.append(_judge(3, f"{name} to {what}", shipped, reference, manifest, _identical if exact else _similar))
+        checks.append(judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, within(MAX_STEPS_EXPORT)))
+    target = target_of(manifest, golden, entry.exporter)
+    checks.append(judge(3, f"{name} to {target.what}", shipped, target.outputs, manifest, target.criterion))
     if isinstance(shipped, RuntimeFailure):
         return checks, None
-    checks += [_judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, _identical) for twin in twins]
+    checks += [judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, identical) for twin in twins]
     if files.companions and twins:
         checks.append(_check_companions(files.companions, dense, exporter))
     return checks, shipped
+
+
+def _runs(files: _Files, exporter: Exporter) -> tuple[Run, ...]:
+    """The file as it is, and with dense weights if it has such a form."""
+    shipped = Run(files.data, parts=files.parts)
+    try:
+        return shipped, Run(exporter.dense(files.data, files.parts))
+    except QnDeployError:  # reported by the climb on this machine
+        return (shipped,)
 
 
 def _check_companions(companions: dict[str, bytes], dense: bytes, exporter: Exporter) -> Check:
@@ -174,79 +178,13 @@ def _check_weights(manifest: Manifest, name: str, found: set[str]) -> Check:
     return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong)
 
 
-def _check_runtimes(manifest: Manifest, outputs: dict[str, Batch]) -> list[Check]:
-    if not manifest.is_static:  # dynamic ranges are per tensor in one runtime and per row in the other: two programs
-        return []
-    return [
-        _judge(4, f"{first} to {second}", outputs[first], outputs[second], manifest, _within(MAX_STEPS_TWINS))
-        for first, second in itertools.combinations(outputs, 2)
-    ]
-
-
 def _check_loss(manifest: Manifest, golden: dict[str, Tensor], min_sqnr_db: float | None) -> list[Check]:
     checks = []
     for exporter in sorted({entry.exporter for entry in manifest.files.values()}):
-        for output, found, expected in _outputs(manifest, _batch(golden, f"simulated/{exporter}"), _batch(golden, "float")):
+        for output, found, expected in outputs_of(manifest, batch_of(golden, f"simulated/{exporter}"), batch_of(golden, "float")):
             result = compare(found, expected)
             verdict = f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.4f}, max {result.max_error:.3g}, top-1 {result.top1:.1%}"
             limit = "reported" if min_sqnr_db is None else f">= {min_sqnr_db:g} dB"
             passed = None if min_sqnr_db is None else result.sqnr_db >= min_sqnr_db
             checks.append(Check(5, f"float model to simulation ({exporter}){output}", verdict, limit, passed))
     return checks
-
-
-Criterion = Callable[[Agreement], tuple[bool, str]]
-
-
-def _within(steps: int) -> Criterion:
-    def criterion(result: Agreement) -> tuple[bool, str]:
-        if result.steps is None:
-            return _similar(result)
-        return result.steps <= steps + ROUNDING, f"<= {steps} step" + "s" * (steps != 1)
-
-    return criterion
-
-
-def _identical(result: Agreement) -> tuple[bool, str]:
-    return result.identical, "bit-identical"
-
-
-def _similar(result: Agreement) -> tuple[bool, str]:
-    return result.sqnr_db >= MIN_SQNR_DB and result.top1 == 1.0, f"SQNR >= {MIN_SQNR_DB:g} dB, same top-1"
-
-
-def _judge(rung: int, what: str, found: Batch | RuntimeFailure, expected: Batch, manifest: Manifest, criterion: Criterion) -> Check:
-    if isinstance(found, RuntimeFailure):
-        return Check(rung, what, str(found), "runs", False)
-    if (forms := _forms(found)) != (wanted := _forms(expected)):
-        return Check(rung, what, forms, wanted, False)
-    passed, said, limit = True, [], ""
-    for output, (label, one, other) in zip(manifest.outputs, _outputs(manifest, found, expected), strict=True):
-        result = compare(one, other, output.step)
-        good, limit = criterion(result)
-        passed &= good
-        said.append(_describe(result) + label)
-    return Check(rung, what, "; ".join(said), limit, passed)
-
-
-def _forms(batch: Batch) -> str:
-    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in batch)
-
-
-def _describe(result: Agreement) -> str:
-    if result.identical:
-        return "bit-identical"
-    if result.steps is not None:
-        steps = f"{result.steps:.0f}"  # "nan" and "inf" too
-        return f"{steps} step{'s' * (steps != '1')}, {result.differing:.2%} of values, SQNR {result.sqnr_db:.1f} dB"
-    return f"SQNR {result.sqnr_db:.1f} dB, top-1 {result.top1:.1%}"
-
-
-def _outputs(manifest: Manifest, found: Batch, expected: Batch) -> list[tuple[str, Tensor, Tensor]]:
-    labels = [f" [{entry.name}]" if len(manifest.outputs) > 1 else "" for entry in manifest.outputs]
-    return list(zip(labels, found, expected, strict=True))
-
-
-def _batch(golden: dict[str, Tensor], prefix: str) -> Batch:
-    count = sum(name.rpartition("/")[0] == prefix for name in golden)
-    return tuple(golden[f"{prefix}/{index}"] for index in range(count))

@@ -11,7 +11,7 @@ from qn_deploy.program.exporter import Written, find_exporters
 from qn_deploy.program.integer import IntegerReference, inexact_operators
 from qn_deploy.program.lower import Activations, lower
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.rules import ONNXRUNTIME, XNNPACK, Grid, Rules, add_in_fixed_point, add_in_float
+from qn_deploy.program.rules import ALL, ONNXRUNTIME, ONNXRUNTIME_ARM, XNNPACK, Grid, Rules, add_in_21_bits, add_in_22_bits, add_in_float
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -128,10 +128,20 @@ def test_the_rules_of_addition_in_literal_steps() -> None:
     half, fine = Grid(torch.tensor(0.5), 3), Grid(torch.tensor(0.25), -1)
     a, b = torch.tensor([3, 4, 5, 127, -128], dtype=torch.int8), torch.tensor([-1, 1, 1, 127, -128], dtype=torch.int8)
     #       0 + 0, 0.5 + 0.5, 1 + 0.5, 62 + 32, -65.5 - 31.75
-    assert add_in_float(a, b, half, fine, one).tolist() == [0, 1, 2, 94, -97]  # 1.5 -> 2, the even one
-    assert add_in_fixed_point(a, b, half, fine, one).tolist() == [0, 1, 2, 94, -97]
-    tie = torch.tensor([4], dtype=torch.int8), torch.tensor([-1], dtype=torch.int8)  # 0.5 + 0
-    assert (add_in_float(*tie, half, fine, one).item(), add_in_fixed_point(*tie, half, fine, one).item()) == (0, 1)
+    for rules in ALL:
+        assert rules.add(a, b, half, fine, one).tolist() == [0, 1, 2, 94, -97]  # 1.5 -> 2, in every way
+    ties = torch.tensor([4, 2], dtype=torch.int8), torch.tensor([-1, -1], dtype=torch.int8)  # 0.5 + 0, -0.5 + 0
+    assert add_in_float(*ties, half, fine, one).tolist() == [0, 0]  # to even
+    assert add_in_21_bits(*ties, half, fine, one).tolist() == [1, 0]  # up
+    assert add_in_22_bits(*ties, half, fine, one).tolist() == [1, -1]  # away from zero
+
+
+def test_the_multipliers_of_a_sum_have_21_bits_or_22() -> None:
+    hundred = torch.tensor([100], dtype=torch.int8)
+    ratio = 10485.26 / 2**21  # 100 + 100 * ratio is short of 100.5, a tie: with 22 bits still, with 21 rounded past it
+    grids = Grid(torch.tensor(1.0), 0), Grid(torch.tensor(ratio), 0), Grid(torch.tensor(1.0), 0)
+    found = [rules.add(hundred, hundred, *grids).item() for rules in (ONNXRUNTIME, ONNXRUNTIME_ARM, XNNPACK)]
+    assert found == [100, 100, 101]
 
 
 class Broadcast(nn.Module):

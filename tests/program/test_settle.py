@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qn_deploy.program.exporter import find_exporters
 from qn_deploy.program.lower import Activations
 from qn_deploy.program.program import Program
-from qn_deploy.program.rules import Grid, add_in_fixed_point, add_in_float
+from qn_deploy.program.rules import ALL, Grid
 from qn_deploy.program.settle import settle_additions
 
 Q = torch.ops.quantized_decomposed
@@ -32,7 +32,8 @@ class Sum(nn.Module):
 
 def disagreeing(out: float) -> int:
     grids = Grid(torch.tensor(0.5), 0), Grid(torch.tensor(0.5), 0), Grid(torch.tensor(out), 0)
-    return int((add_in_float(*PAIRS, *grids).clamp(0, 127) != add_in_fixed_point(*PAIRS, *grids).clamp(0, 127)).sum())
+    first, *others = (rules.add(*PAIRS, *grids).clamp(0, 127) for rules in ALL)
+    return max(int((first != other).sum()) for other in others)
 
 
 def test_an_output_scale_is_enlarged_until_no_pair_of_inputs_is_left_to_the_runtime() -> None:

@@ -118,6 +118,7 @@ def test_a_good_build_passes_every_rung(good: Folder, here: None) -> None:
         (3, "model.pte to integer reference", "bit-identical", "bit-identical", True),
         (4, "model.onnx, tables to dense weights", "bit-identical", "bit-identical", True),
         (4, "model.pte, tables to dense weights", "bit-identical", "bit-identical", True),
+        (4, "model.stock.qnz to the dense program", "byte-identical", "byte-identical", True),
         (4, "model.onnx to model.pte", "bit-identical", "<= 1 step", True),
     ]
     losses = [check for check in report.checks if check.rung == 5]

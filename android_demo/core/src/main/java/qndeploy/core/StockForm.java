@@ -1,0 +1,99 @@
+package qndeploy.core;
+
+import java.io.File;
+import java.io.FileOutputStream;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.security.MessageDigest;
+import java.util.Arrays;
+import java.util.zip.CRC32;
+import java.util.zip.DataFormatException;
+import java.util.zip.Inflater;
+
+/** The stock form, version 1 (model.stock.qnz): rebuilds a plain stock .pte. exporters/to_executorch/README.md specifies the bytes. */
+public final class StockForm {
+    private static final byte[] MAGIC = {
+        (byte) 0x89, 'Q', 'N', 'S', 'T', 'O', 'C', 'K', 0x77, 0x21, (byte) 0x86, 0x01, (byte) 0xe0, 0x09, (byte) 0xcf, 0x0b
+    };
+    private static final int HEADER = 64;
+    private static final int PIECE = 16;
+
+    private StockForm() {}
+
+    /** Writes the program piece by piece; the file has its name only once all of it was checked. */
+    public static void rebuild(byte[] container, File target) throws IOException {
+        File unchecked = new File(target.getPath() + ".tmp");
+        try {
+            try (OutputStream out = new FileOutputStream(unchecked)) {
+                write(container, out);
+            }
+            if (!unchecked.renameTo(target)) {
+                throw new IOException("can't write " + target);
+            }
+        } finally {
+            unchecked.delete(); // nothing is left of it if it was renamed
+        }
+    }
+
+    private static void write(byte[] container, OutputStream out) throws IOException {
+        ByteBuffer bytes = ByteBuffer.wrap(container).order(ByteOrder.LITTLE_ENDIAN);
+        check(container.length >= HEADER && Arrays.equals(Arrays.copyOf(container, MAGIC.length), MAGIC), "it does not start as one");
+        check(bytes.getInt(16) == 1, "version " + bytes.getInt(16) + ", expected 1");
+        long pieces = bytes.getInt(20) & 0xffffffffL;
+        long left = bytes.getLong(24);
+        check(pieces >= 1 && left >= 0, "no pieces, or a size out of range");
+        MessageDigest digest = Model.sha256();
+        int at = HEADER;
+        for (long number = 0; number < pieces; number++) {
+            check(container.length - at >= PIECE, "it ends before piece " + number + " of " + pieces);
+            int stored = bytes.getInt(at + 8);
+            int rebuilt = bytes.getInt(at + 12);
+            check(stored >= 1 && rebuilt >= 1 && stored <= container.length - at - PIECE, "piece " + number + " is not within the file");
+            CRC32 crc = new CRC32();
+            crc.update(container, at + 4, PIECE - 4 + stored);
+            check((int) crc.getValue() == bytes.getInt(at), "piece " + number + " is damaged: its CRC-32 differs");
+            left -= rebuilt;
+            check(left >= 0, "its pieces hold more than its header promises");
+            byte[] data = expand(bytes.getInt(at + 4), Arrays.copyOfRange(container, at + PIECE, at + PIECE + stored), rebuilt);
+            digest.update(data);
+            out.write(data);
+            at += PIECE + stored;
+        }
+        check(left == 0 && at == container.length, "its pieces hold less than its header promises, or something follows them");
+        check(Arrays.equals(digest.digest(), Arrays.copyOfRange(container, 32, HEADER)), "the program rebuilt from it has another SHA-256");
+    }
+
+    private static byte[] expand(int kind, byte[] stored, int rebuilt) throws BadFileException {
+        check(kind >= 0 && kind <= 2, "a piece of kind " + kind);
+        byte[] data = kind == 0 ? stored : kind == 1 ? inflate(stored, rebuilt) : new TableBlob(stored).dense();
+        check(data.length == rebuilt, "a piece stands for " + data.length + " bytes, expected " + rebuilt);
+        return data;
+    }
+
+    private static byte[] inflate(byte[] stream, int size) throws BadFileException {
+        Inflater inflater = new Inflater();
+        try {
+            inflater.setInput(stream);
+            byte[] data = new byte[size];
+            int done = 0;
+            for (int some = 1; done < size && some > 0; done += some) {
+                some = inflater.inflate(data, done, size - done);
+            }
+            int more = inflater.finished() ? 0 : inflater.inflate(new byte[1]); // reads the checksum; a byte would be one too many
+            check(done == size && more == 0 && inflater.finished() && inflater.getRemaining() == 0, "a stream is not of its piece's size");
+            return data;
+        } catch (DataFormatException error) {
+            throw new BadFileException("stock form: a damaged stream: " + error.getMessage());
+        } finally {
+            inflater.end();
+        }
+    }
+
+    private static void check(boolean holds, String otherwise) throws BadFileException {
+        if (!holds) {
+            throw new BadFileException("stock form: " + otherwise);
+        }
+    }
+}

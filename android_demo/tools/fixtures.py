@@ -1,0 +1,119 @@
+"""The folder that the JUnit tests read: models as the app's assets hold them, other files, and what Python makes of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qn_deploy import android
+from qn_deploy.errors import InputError
+from qn_deploy.exporters.to_executorch import stock, table_blob
+from qn_deploy.exporters.to_onnx import shell
+from qn_deploy.program.manifest import TensorEntry
+from qn_deploy.verify import judge
+from qn_deploy.verify.ladder import Report
+from qn_deploy.verify.numerics import compare
+
+SEED = 7
+
+
+class Fixtures:
+    """A folder of fixtures; `folder` is what the tests get."""
+
+    def __init__(self, app: Path) -> None:
+        self._app, self.folder = app, app / android.MODELS.parent
+        manifest = app / android.APP_MANIFEST
+        manifest.parent.mkdir(parents=True)
+        manifest.touch()
+        self._expected: dict[str, object] = {}
+
+    def add_model(self, name: str, build: Path, report: Report) -> list[str]:
+        """Bundles a build as `qn-deploy android` does, with the verdict of Python for each of its programs; their names."""
+        files = android.bundle(build, self._app, name).files
+        verdicts = {check.what.split(" to ")[0]: check for check in report.checks if check.rung == 3}
+        of_program = {"model.onnx": "model.onnx", shell.SHELL: "model.onnx", "model.stock.qnz": "model.pte", "model.pte": "model.pte"}
+        programs = {f"{name}/{file}": verdicts[of_program[file]] for file in files if file in of_program}
+        self._expected |= {program: {"passed": check.passed, "found": check.found} for program, check in programs.items()}
+        (self.folder / "expected.json").write_text(json.dumps(self._expected))
+        return list(programs)
+
+    def add_forms(self, blobs: list[bytes], containers: list[bytes]) -> None:
+        """Table blobs and .qnz files with what they decode to, and damaged ones that Python refuses."""
+        draw = np.random.default_rng(SEED)
+        forms = [(f"{i}.blob", blob, table_blob.unpack) for i, blob in enumerate(blobs)]
+        forms += [(f"{i}.qnz", container, stock.rebuild) for i, container in enumerate(containers)]
+        for name, data, decode in forms:
+            _write(self.folder / "good" / name, data)
+            _write(self.folder / "good" / f"{name}.dense", decode(data))
+            for number, bad in enumerate(_damaged(data, draw)):
+                try:
+                    decode(bad)
+                except InputError:
+                    _write(self.folder / "bad" / f"{number}-{name}", bad)
+
+    def add_sidecar(self, sidecar: bytes) -> None:
+        """A shell's constants, and what Python decodes them to."""
+        _write(self.folder / "shell" / shell.SIDECAR, sidecar)
+        dense = {name: torch.from_numpy(array.copy()) for name, array in shell.constants(sidecar)}
+        save_file(dense, self.folder / "shell/dense.safetensors")
+
+    def add_agreements(self) -> None:
+        """Pairs of tensors, and what the ladder says of them."""
+        pairs, cases = list(_pairs()), []
+        for found, expected, step in pairs:
+            manifest: Any = SimpleNamespace(outputs=(TensorEntry("output", "", (), step),))
+            said = judge.judge(3, "", (found,), (expected,), manifest, judge.identical).found
+            result = compare(found, expected, step)
+            cases.append({"said": said, "identical": result.identical, "top1": result.top1, "step": step})
+        (self.folder / "agreement.json").write_text(json.dumps({"cases": cases}))
+        tensors = {f"{side}/{i}": pair[at].clone() for i, pair in enumerate(pairs) for at, side in enumerate(("found", "expected"))}
+        save_file(tensors, self.folder / "agreement.safetensors")
+
+
+def _pairs() -> Iterator[tuple[Tensor, Tensor, float | None]]:
+    draw = torch.Generator().manual_seed(SEED)
+    for step in (None, 0.05):
+        for shape in ((4, 10), (3,), (), (2, 3, 5), (0, 4)):
+            expected = torch.randn(shape, generator=draw)
+            yield expected.clone(), expected, step
+            yield -expected, expected, step
+            yield expected + 0.05 * torch.randint(-1, 2, shape, generator=draw), expected, step
+            yield expected + 1e-3 * torch.randn(shape, generator=draw), expected, step
+            yield torch.zeros(shape), torch.zeros(shape), step
+    for value in (float("nan"), float("inf"), -float("inf")):
+        expected = torch.randn(2, 4, generator=draw)
+        other = expected.clone()
+        other[1, 2] = value
+        yield from ((other, expected, step) for step in (None, 0.05))
+        yield other.clone(), other, 0.05
+    whole = torch.randint(-100, 100, (3, 4), generator=draw)
+    for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.float64):
+        yield whole.to(dtype), whole.to(dtype), None
+        yield (whole + 1).to(dtype), whole.to(dtype), None
+    yield torch.tensor([2**53]), torch.tensor([2**53 + 1]), None  # one number as doubles
+    yield torch.tensor([True, False]), torch.tensor([True, True]), None
+    yield torch.tensor([0.0]), torch.tensor([-0.0]), 0.05
+
+
+def _damaged(data: bytes, draw: np.random.Generator) -> Iterator[bytes]:
+    yield data[:-1]
+    yield data + b"\0"
+    yield b""
+    for at in range(min(80, len(data))):  # headers, and that of the first piece
+        for value in (0, 1, 2, 3, 4, 127, 255):
+            yield data[:at] + bytes([value]) + data[at + 1 :]
+    for at in draw.integers(0, len(data), 50):
+        yield data[:at] + bytes([data[at] ^ int(1 << draw.integers(8))]) + data[at + 1 :]
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
