@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import click
-
 MB = 2**20
 
 
@@ -33,8 +31,8 @@ def measure(program: Path, inputs: Path) -> Memory:
         program: an .onnx file, or a folder with model.shell.onnx and its sidecar.
         inputs: an .npz with an array for each input of the model, in the order of the model's inputs.
     """
-    command = [sys.executable, __file__, str(program), str(inputs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code = f"from pathlib import Path; import memory; memory.load(Path({str(program)!r}), Path({str(inputs)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -62,10 +60,8 @@ def _warm_up(onnxruntime: ModuleType) -> None:
     session.run(None, {"x": [1.0]})
 
 
-@click.command(help=__doc__)
-@click.argument("program", type=click.Path(path_type=Path))
-@click.argument("inputs", type=click.Path(path_type=Path))
-def main(program: Path, inputs: Path) -> None:
+def load(program: Path, inputs: Path) -> None:
+    """What the new process does; prints a Memory as JSON."""
     import numpy as np
     import onnxruntime
 
@@ -84,7 +80,3 @@ def main(program: Path, inputs: Path) -> None:
     session.run(None, {entry.name: array for entry, array in zip(session.get_inputs(), feeds.values(), strict=True)})
     peak = _status("VmHWM")
     print(json.dumps({"peak": peak - before, "resident": _trimmed() - before}))
-
-
-if __name__ == "__main__":
-    main()
