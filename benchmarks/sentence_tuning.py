@@ -38,11 +38,12 @@ class WithStates(nn.Module):
 class Pieces:
     """Batches of text, in each pass cut anew: whole sentences, parts of one, and the ends of one with the beginning of another.
 
-    Texts of about one length share a batch.
+    Some have words of the vocabulary in place of their own, or hold nothing else: all embeddings share centroids, those of words that the
+    text has never heard of too. Texts of about one length share a batch.
     """
 
-    def __init__(self, sentences: list[str], tokenize: Tokenize, seed: int = 0) -> None:
-        self.sentences, self.tokenize, self.random = sentences, tokenize, random.Random(seed)
+    def __init__(self, sentences: list[str], vocabulary: list[str], tokenize: Tokenize, seed: int = 0) -> None:
+        self.sentences, self.vocabulary, self.tokenize, self.random = sentences, vocabulary, tokenize, random.Random(seed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         texts = sorted((self._piece(sentence.split()) for sentence in self.sentences), key=len)
@@ -52,10 +53,14 @@ class Pieces:
 
     def _piece(self, words: list[str]) -> str:
         kind = self.random.random()
-        if kind < 0.4:
+        if kind < 0.15:
+            words = self.random.choices(self.vocabulary, k=self.random.randint(3, 16))
+        elif kind < 0.3:
+            words = [self.random.choice(self.vocabulary) if self.random.random() < 0.3 else word for word in words[:24]]
+        elif kind < 0.58:
             first = self.random.randrange(max(1, len(words) - 4))
             words = words[first : first + self.random.randint(4, 24)]
-        elif kind < 0.5:
+        elif kind < 0.65:
             words = words[-12:] + self.random.choice(self.sentences).split()[:12]
         return " ".join(words)
 
@@ -71,6 +76,7 @@ def learnt(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
 def tuned(
     compressed: Compressed,
     sentences: list[str],
+    vocabulary: list[str],
     tokenize: Tokenize,
     minutes: float,
     steps: int,
@@ -83,7 +89,7 @@ def tuned(
     for encoder in (student, teacher):
         encoder.bert.set_attn_implementation("eager")  # torch's fused attention is slow in bfloat16 on a CPU, backwards above all
     config = replace(CONFIG, steps=steps, minutes=minutes)
-    pieces = Pieces(sentences, tokenize, seed)
+    pieces = Pieces(sentences, vocabulary, tokenize, seed)
     result = tune(replace(compressed, model=student, reference=teacher), pieces, config, learnt, progress)
     compressed.model.bert = result.model.bert
     return compressed
