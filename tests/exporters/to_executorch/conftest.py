@@ -94,15 +94,8 @@ class Lowered:
     outputs: Tensor
 
 
-@pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> object:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session", params=list(DType), ids=lambda dtype: dtype.name.lower())
-def lowered(request: pytest.FixtureRequest, cache_folder: None) -> Lowered:
+def lowered(request: pytest.FixtureRequest) -> Lowered:
     torch.set_num_threads(1)
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
