@@ -12,7 +12,7 @@ from typing import Any
 
 from qn_deploy.errors import InputError
 from qn_deploy.files import make_folder, read_bytes, write_atomic
-from qn_deploy.program.manifest import GOLDEN, MANIFEST, Manifest, read_manifest
+from qn_deploy.program.manifest import GOLDEN, MANIFEST, Manifest, read_listed, read_manifest
 
 APP_MANIFEST = Path("app/src/main/AndroidManifest.xml")
 MODELS = Path("app/src/main/assets/models")
@@ -55,7 +55,7 @@ def bundle(build: Path, app: Path, name: str, pte: bool = False) -> Bundled:
     programs = dict(_programs(manifest, pte))
     if not programs:
         raise InputError(f"{build} holds nothing that the app runs ({', '.join(manifest.files)}); export for onnx or executorch")
-    data = {file: _checked(build / file, sha256) for file, sha256 in {**programs, GOLDEN: manifest.golden_sha256}.items()}
+    data = {file: read_listed(build / file, sha256) for file, sha256 in {**programs, GOLDEN: manifest.golden_sha256}.items()}
     data[MANIFEST] = read_bytes(build / MANIFEST)
     models = app / MODELS
     index = _read_index(models / INDEX)
@@ -79,13 +79,6 @@ def _programs(manifest: Manifest, pte: bool) -> Iterator[tuple[str, str]]:
             yield name, entry.sha256  # a .pte without a container needs no backend of ours
         if entry.exporter in ("onnx", "executorch"):
             yield from ((other, found.sha256) for other, found in entry.companions.items())
-
-
-def _checked(path: Path, sha256: str) -> bytes:
-    data = read_bytes(path)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(f"{path} is not the file that was exported: its sha256 differs from the manifest's. Export the model again")
-    return data
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Commands(click.Group):
             return super().invoke(context)
         except QnDeployError as error:
             raise UserError(str(error)) from None
+        except BrokenPipeError:  # the reader of our output has seen enough: click ends quietly
+            raise
+        except OSError as error:  # a full disk, a folder that is not ours: in the cache or among the temporary files
+            place = error.filename or "a file"
+            raise UserError(f"{place}: {error.strerror or error}; TMPDIR and XDG_CACHE_HOME choose other folders") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -142,6 +142,15 @@ def test_unpack_rebuilds_the_stock_program(build: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.qnz", "model.pte"]
 
 
+def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = run("devices", "setup", "qemu")
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr and "Not a directory; TMPDIR and XDG_CACHE_HOME choose other folders" in result.stderr
+    assert "Traceback" not in result.output
+
+
 def test_the_graph_form_is_exported_and_verified(model: Any, tmp_path: Path) -> None:
     result = run("export", model.path, "--only", "executorch", "--out", tmp_path, "--executorch-form", "graph")
     assert result.exit_code == 0, result.output

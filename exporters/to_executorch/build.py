@@ -17,8 +17,7 @@ from qn_deploy.errors import ToolchainError
 LIBRARY = "libqn_xnnpack_backend.so"
 _NATIVE = Path(__file__).parent / "native"
 _SOURCE = _NATIVE / "qn_xnnpack_backend.cpp"
-# The two macros have to be set as they were when the package's own libraries were compiled.
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
+_FLAGS = ("-O3", "-fPIC", "-shared")
 
 
 def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None = None) -> Path:
@@ -37,11 +36,10 @@ def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None 
     """
     compiler = compiler or find_compiler()
     package = package or find_package()
-    include = package / "include"
     command = [
         *compiler,
         *_FLAGS,
-        *("-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10")),
+        *package_flags(package),
         str(_SOURCE),
         *(f"-L{package / 'lib'}", "-lexecutorch", f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
     ]
@@ -52,6 +50,13 @@ def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None 
     if not library.exists():
         _compile(command, library)
     return library
+
+
+def package_flags(package: Path) -> tuple[str, ...]:
+    """What compiles against an ExecuTorch package; the two macros are set as they were for the package's own libraries."""
+    include = package / "include"
+    macros = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
+    return ("-std=c++17", *macros, "-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"))
 
 
 def find_compiler() -> tuple[str, ...]:

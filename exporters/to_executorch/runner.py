@@ -7,6 +7,8 @@ from pathlib import Path
 
 from qn_deploy.verify.devices.runner import Runner, compile_for_device
 
+from .build import package_flags
+
 _NATIVE = Path(__file__).parent / "native"
 _SOURCES = ("qn_runner.cpp", "qn_xnnpack_backend.cpp")
 _LIBRARIES = (
@@ -22,14 +24,12 @@ def _build(compiler: tuple[str, ...], wheel: Path, bundle: Path) -> None:
     package, lib = wheel / "executorch", bundle / "lib"
     for name in _LIBRARIES:
         shutil.copy(package / "lib" / f"lib{name}.so", lib)
-    include = package / "include"
-    folders = ("-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"))
-    # As the wheel's own libraries were compiled (build.py).
-    flags = ("-std=c++17", "-O2", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
     # Kernels and backends register themselves; nothing refers to them by name.
     libraries = ("-Wl,--no-as-needed", *(f"-l{name}" for name in _LIBRARIES), "-Wl,--as-needed", "-l:libz.so.1", f"-Wl,-rpath-link,{lib}")
     sources = (str(_NATIVE / name) for name in _SOURCES)
-    compile_for_device((*compiler, *flags, *folders, *sources, "-o", str(bundle / "bin" / RUNNER.program), f"-L{lib}", *libraries))
+    compile_for_device(
+        (*compiler, "-O2", *package_flags(package), *sources, "-o", str(bundle / "bin" / RUNNER.program), f"-L{lib}", *libraries)
+    )
 
 
 RUNNER = Runner(

@@ -58,30 +58,37 @@ def weight_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str
 
 
 def dense(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
-    """The same model with each table expanded to a plain int8 initializer, in the order in which the layer reads it.
+    """The same model with each table expanded, see `expanded`, as one file.
 
     Raises:
-        TooLargeError: the dense weights do not fit into one file.
+        TooLargeError: the dense weights do not fit into it.
     """
+    model = expanded(data, parts)
+    size = sum(len(entry.raw_data) for entry in model.graph.initializer)
+    if size > LIMIT:
+        raise TooLargeError(f"the dense weights take {size:,} bytes, more than one .onnx file can hold")
+    result: bytes = model.SerializeToString(deterministic=True)
+    return result
+
+
+def expanded(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> onnx.ModelProto:
+    """The same model with each table expanded to a plain int8 initializer, in the order in which the layer reads it."""
     model = load_whole(data, parts)
     graph = model.graph
+    renamed: dict[str, str] = {}
     for table in _tables(model):
         readers = transposes(graph, table.name)
         graph.initializer.append(numpy_helper.from_array(table.values.T if readers else table.values, table.name))
         for node in (*table.nodes, *readers):
             graph.node.remove(node)
-        for node in graph.node:
-            for index, name in enumerate(node.input):
-                if any(name == reader.output[0] for reader in readers):
-                    node.input[index] = table.name
+        renamed |= {reader.output[0]: table.name for reader in readers}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
     used = {name for node in graph.node for name in node.input}
     for entry in [entry for entry in graph.initializer if entry.name not in used]:
         graph.initializer.remove(entry)
-    size = sum(len(entry.raw_data) for entry in graph.initializer)
-    if size > LIMIT:
-        raise TooLargeError(f"the dense weights take {size:,} bytes, more than one .onnx file can hold")
-    result: bytes = model.SerializeToString(deterministic=True)
-    return result
+    return model
 
 
 def transposes(graph: onnx.GraphProto, weight: str) -> list[onnx.NodeProto]:

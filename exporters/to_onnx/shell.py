@@ -25,10 +25,11 @@ from safetensors.numpy import load, save
 
 from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import InputError
+from qn_deploy.program.exporter import NO_PARTS
 from qn_deploy.program.insert import INT8_SUFFIX
 
 from ..to_executorch.table_blob import DType, Layout, pack, unpack
-from .read import DECODED_SUFFIX, dense, transposes
+from .read import DECODED_SUFFIX, expanded, transposes
 
 SHELL, SIDECAR = "model.shell.onnx", "model.shell.safetensors"
 _SHAPES = "shapes"  # of the weights that lie as blobs: key of the sidecar's metadata
@@ -36,20 +37,21 @@ _SMALL = 1024  # bytes; smaller constants stay in the shell
 _DECODED, _ALIGNED = "decoded", 4096  # the file of the decoded constants, and where each may begin, so that it can be mapped
 
 
-def split(data: bytes, weights: Mapping[str, CompressedWeight]) -> dict[str, bytes]:
+def split(data: bytes, weights: Mapping[str, CompressedWeight], parts: Mapping[str, bytes] = NO_PARTS) -> dict[str, bytes]:
     """Shell and sidecar of a written model.
 
     Args:
         data: the one-file form.
         weights: the compressed form of each int8 buffer, as `Lowered` has them.
+        parts: its external data.
     """
     tables = {name.removesuffix(INT8_SUFFIX) + DECODED_SUFFIX: weight for name, weight in weights.items() if isinstance(weight, PQWeight)}
-    whole, model = onnx.load_model_from_string(data), onnx.load_model_from_string(dense(data))
+    written, model = onnx.load_model_from_string(data).graph, expanded(data, parts)
     tensors: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
     for entry in model.graph.initializer:
         if entry.name in tables:
-            layout = Layout.ISO if transposes(whole.graph, entry.name) else Layout.OIS
+            layout = Layout.ISO if transposes(written, entry.name) else Layout.OIS
             tensors[entry.name] = np.frombuffer(pack(tables[entry.name], layout, DType.INT8), np.uint8)
             shapes[entry.name] = list(entry.dims)
         elif len(entry.raw_data) > _SMALL:
@@ -130,7 +132,8 @@ def load_shell(
             path.write_bytes(_unpacked(shell, sidecar, Path(name)))
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; a shell, its sidecar and room for the decoded weights are needed") from None
+        place = error.filename or scratch or tempfile.gettempdir()
+        raise InputError(f"{place}: {error.strerror}; a shell, its sidecar and room for the decoded weights are needed") from None
 
 
 def _unpacked(shell: bytes, sidecar: bytes, folder: Path) -> bytes:

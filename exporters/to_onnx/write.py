@@ -57,7 +57,7 @@ def write(program: Program, activations: Activations, options: Options = DEFAULT
     data: bytes = proto.SerializeToString(deterministic=True)
     if not parts:  # the checker would look for external data in the current folder
         _check(data)
-    companions = shell.split(data, lowered.weights) if options.shell else {}
+    companions = shell.split(data, lowered.weights, parts) if options.shell else {}
     return Written(data, lowered, _fusions(data, parts, options), companions, facts(proto, lowered), parts)
 
 

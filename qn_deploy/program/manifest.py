@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -156,6 +157,21 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} can't be read: {error}") from None
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); export the model again with qn-deploy export") from None
+
+
+def read_listed(path: Path, sha256: str) -> bytes:
+    """A file that a manifest lists.
+
+    Raises:
+        InputError: it can't be read, or is not the one that was exported.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); the manifest lists it. Export the model again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{path} is not the file that was exported: its sha256 differs from the manifest's. Export the model again")
+    return data
 
 
 def _file_entry(entry: dict[str, Any]) -> FileEntry:

@@ -13,7 +13,6 @@ Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.program.exporter import Exporter, TooLargeError, find_exporters
-from qn_deploy.program.manifest import GOLDEN, FileEntry, Manifest, read_manifest
+from qn_deploy.program.manifest import GOLDEN, FileEntry, Manifest, read_listed, read_manifest
 from qn_deploy.program.program import Batch
 from qn_deploy.verify.devices.climb import climb
 from qn_deploy.verify.devices.device import Device
@@ -82,8 +81,8 @@ def verify(
         if result is not None:
             outputs[name] = result
     checks += compare_runtimes(manifest, outputs)
+    runs = {name: _runs(files[name], exporters[entry.exporter]) for name, entry in manifest.files.items()} if devices else {}
     for device in devices:
-        runs = {name: _runs(files[name], exporters[entry.exporter]) for name, entry in manifest.files.items()}
         checks += climb(device, manifest, golden, runs, outputs, progress)
     checks += _check_loss(manifest, golden, min_sqnr_db)
     return Report(str(folder), manifest, tuple(sorted(checks, key=lambda check: check.rung)))
@@ -100,25 +99,15 @@ class _Files:
 
 def _read_files(folder: Path, name: str, entry: FileEntry) -> _Files:
     companions, parts = (
-        {beside: _checked(folder / beside, found.sha256) for beside, found in files.items()} for files in (entry.companions, entry.parts)
+        {beside: read_listed(folder / beside, found.sha256) for beside, found in files.items()} for files in (entry.companions, entry.parts)
     )
-    return _Files(_checked(folder / name, entry.sha256), companions, parts)
-
-
-def _checked(path: Path, sha256: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}); the manifest lists it. Export the model again") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(f"{path} is not the file that was exported: its sha256 differs from the manifest's. Export the model again")
-    return data
+    return _Files(read_listed(folder / name, entry.sha256), companions, parts)
 
 
 def _read_golden(path: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The golden vectors by name, with every output that the rungs compare."""
     try:
-        golden = load_tensors(_checked(path, manifest.golden_sha256))
+        golden = load_tensors(read_listed(path, manifest.golden_sha256))
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}); export the model again") from None
     for prefix in ("float", *(f"simulated/{entry.exporter}" for entry in manifest.files.values())):

@@ -17,7 +17,7 @@ from qn_deploy.verify.devices.device import call
 class Runner:
     """The attribute `runner` of an exporter whose programs run on devices; an exporter without it runs on this machine only.
 
-    The program takes PROGRAM OUTPUTS [OPTION...] INPUT.npy..., writes OUTPUTS/0.npy, 1.npy, ... and prints one line of JSON,
+    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes the files that `tensors` describes, and prints one line of JSON,
     {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of standard error that says why.
 
     Attributes:

@@ -13,7 +13,7 @@ import torch
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_onnx import EXPORTER, large, read
 from qn_deploy.program.build import export
-from qn_deploy.program.exporter import TooLargeError, Written
+from qn_deploy.program.exporter import Options, TooLargeError, Written
 from qn_deploy.program.lower import Activations
 from qn_deploy.program.program import Program
 from qn_deploy.verify.ladder import verify
@@ -42,6 +42,12 @@ def test_the_data_file_is_named_after_its_hash_and_computes_the_same(programs: P
     assert torch.equal(found, expected)
     assert EXPORTER.weight_hashes(written.data, written.parts) == EXPORTER.weight_hashes(whole.data)
     assert EXPORTER.dense(written.data, written.parts) == EXPORTER.dense(whole.data)
+
+
+def test_a_shell_is_made_of_a_program_in_two_files(programs: Programs, small_files: None) -> None:
+    written = EXPORTER.write(programs("words"), Activations.DYNAMIC, Options(shell=True))
+    assert written.parts
+    assert EXPORTER.rebuild(written.companions) == EXPORTER.dense(written.data, written.parts)
 
 
 def test_a_folder_with_external_data_loads_by_its_path_and_verifies(
