@@ -15,21 +15,18 @@ from pathlib import Path
 
 import click
 import torch
-from models import Encoder, MobileNet, ResNet50
 from rows import Row, at_least, at_most, chosen, clock, finish, json_option, seed_option
-from runtimes import CONV, LINEAR, conv, linear, random_program, stack
 from torch import Tensor, nn
+from workloads import CONV, DYNAMIC, LINEAR, STATIC, WORKLOADS, Workload, random_program, stack
 
 from qn_deploy.exporters.to_executorch import EXPORTER, build
 from qn_deploy.program.build import theoretical_bytes
 from qn_deploy.program.exporter import Options
 from qn_deploy.program.lower import Activations
 from qn_deploy.recipe import Recipe, Rule, Table
-from qn_deploy.recipe.paper import resnet, transformer
 from qn_deploy.verify.numerics import compare
 
 TITLE = "Tables on ExecuTorch"
-STATIC, DYNAMIC, NONE = Activations.STATIC, Activations.DYNAMIC, Activations.NONE
 FILE_FACTOR, FILE_EXTRA = 1.02, 24 * 1024  # bytes of a file against those of its constants
 SMALLER = 7.5  # times than stock int8, Linear d=8
 TIME, LOAD, RAM, PEAK = 1.03, 1.5, 1.02, 1.3  # times stock int8
@@ -38,27 +35,8 @@ EMBEDDING, EMBEDDING_FILE, EMBEDDING_RAM = (30522, 768), 1.05, 1.1
 ONE_CODEBOOK = Recipe((Rule(Table(8, 256, codebooks=1)),), title="d=8, one codebook a layer")
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A network, what it reads, and how it is compressed."""
-
-    make: Callable[[], nn.Module]
-    inputs: Callable[[], Tensor]
-    activations: Activations
-    recipe: Recipe
-
-
-WORKLOADS = {
-    "Linear 1024x4096, static, batch 1": Workload(linear, lambda: torch.randn(1, 1024), STATIC, LINEAR),
-    "Linear 1024x4096, static, batch 128": Workload(linear, lambda: torch.randn(128, 1024), STATIC, LINEAR),
-    "Linear 1024x4096, dynamic, batch 1": Workload(linear, lambda: torch.randn(1, 1024), DYNAMIC, LINEAR),
-    "Linear 1024x4096, dynamic, batch 128": Workload(linear, lambda: torch.randn(128, 1024), DYNAMIC, LINEAR),
-    "Conv 3x3 256": Workload(conv, lambda: torch.randn(1, 256, 28, 28), STATIC, CONV),
-    "12 layers of 2048x2048": Workload(stack, lambda: torch.randn(1, 2048), DYNAMIC, ONE_CODEBOOK),
-    "ResNet-50": Workload(ResNet50, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet()),
-    "MobileNet": Workload(MobileNet, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet()),
-    "6-layer encoder, dynamic": Workload(Encoder, lambda: torch.randn(1, 128, 384), DYNAMIC, transformer()),
-}
+ONNX_ONLY = "6-layer encoder, static"
+STACK = {"12 layers of 2048x2048": Workload(stack, lambda: torch.randn(1, 2048), DYNAMIC, ONE_CODEBOOK)}
 
 
 @click.command(help=__doc__)
@@ -71,9 +49,10 @@ def main(only: tuple[str, ...], loads: int, runs: int, seed: int, json_file: Pat
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     progress, rows = clock(), []
+    workloads = {**{name: workload for name, workload in WORKLOADS.items() if name != ONNX_ONLY}, **STACK}
     with tempfile.TemporaryDirectory() as name:
         runner = _Runner(Path(name), loads, runs)
-        parts: dict[str, Callable[[], list[Row]]] = {name: lambda name=name: _workload(name, WORKLOADS[name], runner) for name in WORKLOADS}
+        parts: dict[str, Callable[[], list[Row]]] = {name: lambda name=name: _workload(name, workloads[name], runner) for name in workloads}
         parts |= {"rebuild": _rebuild, "Embedding 30522x768": lambda: _embedding(runner), "graph form": lambda: _graph_form(runner)}
         for part, measure in parts.items():
             if not only or any(text in part for text in only):
@@ -205,7 +184,7 @@ def _graph_form(runner: _Runner) -> list[Row]:
     x = torch.randn(1, 2048)
     program = random_program(stack().eval(), x, ONE_CODEBOOK, DYNAMIC)
     delegate = EXPORTER.write(program, DYNAMIC).data
-    graph = EXPORTER.write(program, NONE, Options(executorch_form="graph")).data
+    graph = EXPORTER.write(program, Activations.NONE, Options(executorch_form="graph")).data
     looked_up, expanded = runner.load(x, graph, delegate)
     name = "12 layers of 2048x2048, graph form"
     return [

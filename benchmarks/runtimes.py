@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import click
@@ -15,66 +12,33 @@ import numpy as np
 import onnx
 import paired
 import torch
-from models import Encoder, MobileNet, ResNet50
 from rows import Row, at_most, chosen, clock, finish, json_option, seed_option
 from torch import Tensor, nn
+from workloads import DYNAMIC, LINEAR, WORKLOADS, Workload, random_program, stack
 
-from qn_deploy.compress.batchnorm import fold_batchnorm
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.program.build import theoretical_bytes
-from qn_deploy.program.capture import capture
 from qn_deploy.program.exporter import Options
 from qn_deploy.program.lower import Activations
-from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
-from qn_deploy.recipe import Float, Method, Recipe, Rule, Table
-from qn_deploy.recipe.paper import resnet, transformer
-from qn_deploy.recipe.parameters import ONE_SCALE, compressible
 
 TITLE = "Tables on onnxruntime"
-STATIC, DYNAMIC = Activations.STATIC, Activations.DYNAMIC
 FILE_FACTOR, FILE_EXTRA = 1.02, 16 * 1024  # bytes of a file against those of its constants
-LINEAR = Recipe((Rule(Table(8, 256)),), title="d=8")
-CONV = Recipe((Rule(Table(9, 256)),), title="d=9")
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A network, what it reads, and what is asked of its time."""
-
-    make: Callable[[], nn.Module]
-    inputs: Callable[[], Tensor]
-    activations: Activations
-    recipe: Recipe
-    to_int8: float  # at most so many times onnxruntime's own int8
-    to_float: float | None = None
-
-
-def linear() -> nn.Module:
-    return nn.Sequential(nn.Linear(1024, 4096))
-
-
-def conv() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
-
-
-def stack() -> nn.Module:
-    """12 layers of 2048 x 2048: what loads while others are loaded."""
-    return nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(12)))
-
-
-WORKLOADS = {
-    "Linear 1024x4096, static, batch 1": Workload(linear, lambda: torch.randn(1, 1024), STATIC, LINEAR, 1.15, 0.40),
-    "Linear 1024x4096, static, batch 128": Workload(linear, lambda: torch.randn(128, 1024), STATIC, LINEAR, 1.05),
-    "Linear 1024x4096, dynamic, batch 1": Workload(linear, lambda: torch.randn(1, 1024), DYNAMIC, LINEAR, 1.15, 0.40),
-    "Linear 1024x4096, dynamic, batch 128": Workload(linear, lambda: torch.randn(128, 1024), DYNAMIC, LINEAR, 1.05),
-    "Conv 3x3 256": Workload(conv, lambda: torch.randn(1, 256, 28, 28), STATIC, CONV, 1.02, 0.40),
-    "ResNet-50": Workload(ResNet50, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet(), 1.05),
-    "MobileNet": Workload(MobileNet, lambda: torch.randn(1, 3, 224, 224), STATIC, resnet(), 1.05),
-    "6-layer encoder, dynamic": Workload(Encoder, lambda: torch.randn(1, 128, 384), DYNAMIC, transformer(), 1.05),
-    "6-layer encoder, static": Workload(Encoder, lambda: torch.randn(1, 128, 384), STATIC, transformer(), 1.05),
+# Times onnxruntime's own int8, and times float32, at most.
+TO_INT8 = {
+    "Linear 1024x4096, static, batch 1": 1.15,
+    "Linear 1024x4096, static, batch 128": 1.05,
+    "Linear 1024x4096, dynamic, batch 1": 1.15,
+    "Linear 1024x4096, dynamic, batch 128": 1.05,
+    "Conv 3x3 256": 1.02,
+    "ResNet-50": 1.05,
+    "MobileNet": 1.05,
+    "6-layer encoder, dynamic": 1.05,
+    "6-layer encoder, static": 1.05,
 }
+TO_FLOAT = {"Linear 1024x4096, static, batch 1": 0.40, "Linear 1024x4096, dynamic, batch 1": 0.40, "Conv 3x3 256": 0.40}
 LOAD, PEAK = 2.2, 1.15  # times onnxruntime's own int8
 EMBEDDING = (50_000, 768)
 EMBEDDING_RAM, EMBEDDING_TIME = 1.1, 1.3
@@ -110,12 +74,12 @@ def _workload(name: str, workload: Workload, samples: int) -> list[Row]:
     rows = [
         at_most(f"{name}: file", len(data), "bytes", FILE_FACTOR * theory + FILE_EXTRA),
         Row(f"{name}: file of int8", len(own), "bytes"),
-        at_most(f"{name}: time to int8", pair.ratio, "x", workload.to_int8),
+        at_most(f"{name}: time to int8", pair.ratio, "x", TO_INT8[name]),
         Row(f"{name}: time", 1e3 * pair.first, "ms"),
     ]
     pair = paired.paired(tables, paired.onnxruntime_call(plain, x), samples)
     bar = f"{name}: time to float32"
-    return [*rows, Row(bar, pair.ratio, "x") if workload.to_float is None else at_most(bar, pair.ratio, "x", workload.to_float)]
+    return [*rows, at_most(bar, pair.ratio, "x", TO_FLOAT[name]) if name in TO_FLOAT else Row(bar, pair.ratio, "x")]
 
 
 def _load(samples: int) -> list[Row]:
@@ -162,34 +126,6 @@ def _embedding(samples: int) -> list[Row]:
         at_most("Embedding 50000x768: one token to int8", pair.ratio, "x", EMBEDDING_TIME),
         Row("Embedding 50000x768: one token", 1e6 * pair.first, "us"),
     ]
-
-
-def random_program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Activations) -> Program:
-    """The model with random tables where the recipe pays: times and bytes do not depend on the values."""
-    fold_batchnorm(model, (x,))
-    weights: dict[str, CompressedWeight] = {}
-    for slot in compressible(model):
-        method = recipe.method_for(slot.name, slot.module)
-        if not isinstance(method, Float):
-            weights[slot.name] = _random(slot.weight, method, per_row=not isinstance(slot.module, ONE_SCALE))
-            with torch.no_grad():
-                slot.weight.copy_(weights[slot.name].dequantize())
-    program = capture(model, (x,), None, ((x,),) if activations is STATIC else ())
-    program.weights.update({name: weight for name, weight in weights.items() if name in program.exported.state_dict})
-    return program
-
-
-def _random(weight: Tensor, method: Method, per_row: bool) -> CompressedWeight:
-    out, row = weight.shape[0], weight[0].numel()
-    if not isinstance(method, Table) or row % method.block_size or not method.pays(out, row):
-        return IntWeight.from_float(weight, per_row)
-    columns = row // method.block_size
-    books = method.books(out, columns)
-    size = min(method.centroids, out * columns // books)
-    codes = torch.randint(size, (out, columns)).to(codes_dtype(size))
-    centroids = torch.randn(books, size, method.block_size).mul(40).round().clamp(-127, 127).to(torch.int8)
-    scale = (torch.rand(out if per_row else 1) + 0.5) / (40 * prod(weight.shape[1:]) ** 0.5)
-    return PQWeight(codes, centroids, scale, tuple(weight.shape))
 
 
 def _int8_of_onnxruntime(plain: bytes, x: Tensor, activations: Activations) -> bytes:
