@@ -23,17 +23,22 @@ Write = Callable[[str, str, Activations], Written]
 
 
 @pytest.fixture
-def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def whole(write: Write) -> Written:
+    return write("words", "onnx", Activations.DYNAMIC)
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch, whole: Written) -> None:  # `write` keeps what it wrote: before the limit falls
     monkeypatch.setattr(large, "LIMIT", 500)
     monkeypatch.setattr(large, "_SMALL", 100)
 
 
-def test_under_the_limit_a_program_is_one_file(write: Write) -> None:
-    assert write("words", "onnx", Activations.DYNAMIC).parts == {}
+def test_under_the_limit_a_program_is_one_file(whole: Written) -> None:
+    assert whole.parts == {}
 
 
-def test_the_data_file_is_named_after_its_hash_and_computes_the_same(programs: Programs, write: Write, small_files: None) -> None:
-    whole, written = write("words", "onnx", Activations.DYNAMIC), EXPORTER.write(programs("words"), Activations.DYNAMIC)
+def test_the_data_file_is_named_after_its_hash_and_computes_the_same(programs: Programs, whole: Written, small_files: None) -> None:
+    written = EXPORTER.write(programs("words"), Activations.DYNAMIC)
     ((name, data),) = written.parts.items()
     assert name == f"model.{sha256(data).hexdigest()[:16]}.data"
     assert len(written.data) < len(whole.data)

@@ -37,10 +37,16 @@ public final class Agreement {
         identical = same;
         steps = step == null ? null : Double.valueOf(worst / step);
         differing = count == 0 ? 0 : (double) apart / count;
-        boolean finite = !(Double.isNaN(signal + noise) || Double.isInfinite(signal + noise));
-        double ratio = signal > 0 && finite ? 10 * Math.log10(signal / noise) : Double.NEGATIVE_INFINITY;
+        boolean finite = signal > 0 && Double.isFinite(signal) && Double.isFinite(noise);
+        double ratio = finite ? 10 * Math.log10(signal / noise) : Double.NEGATIVE_INFINITY;
         sqnrDb = noise == 0 ? Double.POSITIVE_INFINITY : ratio;
-        top1 = sameTop1(found, expected);
+        int width = found.shape.length == 0 ? 1 : (int) found.shape[found.shape.length - 1];
+        int agreeing = 0;
+        for (int row = 0; row < count; row += width) {
+            int best = found.argmax(row, width);
+            agreeing += best >= 0 && best == expected.argmax(row, width) ? 1 : 0;
+        }
+        top1 = count == 0 ? 1 : (double) agreeing * width / count;
     }
 
     @Override
@@ -48,38 +54,16 @@ public final class Agreement {
         if (identical) {
             return "bit-identical";
         }
-        String sqnr = "SQNR " + (Double.isInfinite(sqnrDb) ? sqnrDb > 0 ? "inf" : "-inf" : String.format(Locale.ROOT, "%.1f", sqnrDb)) + " dB";
+        String sqnr = "SQNR " + number("%.1f", sqnrDb) + " dB";
         if (steps == null) {
             return sqnr + String.format(Locale.ROOT, ", top-1 %.1f%%", 100 * top1);
         }
-        String number = steps.isNaN() ? "nan" : steps.isInfinite() ? "inf" : String.format(Locale.ROOT, "%.0f", steps);
+        String number = number("%.0f", steps);
         return number + (number.equals("1") ? " step" : " steps") + String.format(Locale.ROOT, ", %.2f%% of values, ", 100 * differing) + sqnr;
     }
 
-    private static double sameTop1(TensorData found, TensorData expected) {
-        int count = found.count();
-        if (count == 0) {
-            return 1;
-        }
-        int width = found.shape.length == 0 ? 1 : (int) found.shape[found.shape.length - 1];
-        int agreeing = 0;
-        for (int row = 0; row < count; row += width) {
-            int one = argmax(found, row, width);
-            agreeing += one >= 0 && one == argmax(expected, row, width) ? 1 : 0;
-        }
-        return (double) agreeing / (count / width);
-    }
-
-    /** Index of a row's first largest entry; -1 if it holds NaN. */
-    static int argmax(TensorData tensor, int begin, int width) {
-        int best = 0;
-        for (int i = 0; i < width; i++) {
-            double value = tensor.value(begin + i);
-            if (Double.isNaN(value)) {
-                return -1;
-            }
-            best = value > tensor.value(begin + best) ? i : best;
-        }
-        return best;
+    /** As Python writes it. */
+    private static String number(String format, double value) {
+        return Double.isNaN(value) ? "nan" : Double.isInfinite(value) ? value > 0 ? "inf" : "-inf" : String.format(Locale.ROOT, format, value);
     }
 }

@@ -9,4 +9,10 @@ public final class BadFileException extends IOException {
     public BadFileException(String message) {
         super(message);
     }
+
+    static void check(boolean holds, String otherwise) throws BadFileException {
+        if (!holds) {
+            throw new BadFileException(otherwise);
+        }
+    }
 }

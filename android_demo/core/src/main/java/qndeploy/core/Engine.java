@@ -1,6 +1,5 @@
 package qndeploy.core;
 
-import java.io.Closeable;
 import java.util.List;
 
 /** A runtime that can load some of a model's files. */
@@ -15,7 +14,7 @@ public interface Engine {
     Session load(Model model, String file) throws Exception;
 
     /** A loaded program. */
-    interface Session extends Closeable {
+    interface Session extends AutoCloseable {
         List<TensorData> run(List<TensorData> inputs) throws Exception;
     }
 }

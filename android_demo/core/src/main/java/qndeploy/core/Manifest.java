@@ -1,27 +1,22 @@
 package qndeploy.core;
 
+import static qndeploy.core.BadFileException.check;
+
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import org.json.JSONArray;
+import org.json.JSONException;
+import org.json.JSONObject;
 
 /** What the app needs of manifest.json: files with hashes, how strict the verdict is, and the outputs' quantization steps. */
 public final class Manifest {
-    private static final String FORMAT = "qn-deploy build";
-    private static final double VERSION = 2;
+    private static final String FORMAT = "qn-deploy build 2";
 
-    /** A program file or another form of the same program. */
-    public static final class Entry {
-        public final String exporter;
-        public final String sha256;
-
-        Entry(String exporter, String sha256) {
-            this.exporter = exporter;
-            this.sha256 = sha256;
-        }
-    }
-
-    public final Map<String, Entry> files = new LinkedHashMap<>();
+    /** Exporter, bytes and sha256 of every file: programs, other forms of them, and files beside them. */
+    private final Map<String, JSONObject> files = new HashMap<>();
     public final String goldenSha256;
     public final boolean isStatic;
     /** True if every operator has an exact integer rule, so that a runtime has to meet the reference bit for bit. */
@@ -31,35 +26,50 @@ public final class Manifest {
     /** The quantization step of each output, null for a float output. */
     public final List<Double> steps = new ArrayList<>();
 
-    public Manifest(byte[] json) throws BadFileException {
-        Map<String, Object> all = Json.parse(json);
-        if (!FORMAT.equals(all.get("format")) || !Double.valueOf(VERSION).equals(all.get("version"))) {
-            throw new BadFileException("manifest.json of format " + all.get("format") + " " + all.get("version") + ", expected " + FORMAT + " 2");
-        }
-        goldenSha256 = Json.get(all, "golden_sha256", String.class);
-        isStatic = Json.get(all, "activations", String.class).startsWith("static"); // static, or static-qnnpack
-        isExact = isStatic && Json.get(all, "inexact", List.class).isEmpty();
-        Map<String, Object> programs = Json.object(all, "files");
-        for (String name : programs.keySet()) {
-            Map<String, Object> program = Json.object(programs, name);
-            String exporter = Json.get(program, "exporter", String.class);
-            files.put(name, new Entry(exporter, Json.get(program, "sha256", String.class)));
+    public Manifest(byte[] utf8) throws BadFileException, JSONException {
+        JSONObject all = json(utf8);
+        String format = all.get("format") + " " + all.get("version");
+        check(format.equals(FORMAT), "manifest.json of format " + format + ", expected " + FORMAT);
+        goldenSha256 = all.getString("golden_sha256");
+        isStatic = all.getString("activations").startsWith("static"); // static, or static-qnnpack
+        isExact = isStatic && all.getJSONArray("inexact").length() == 0;
+        JSONObject programs = all.getJSONObject("files");
+        for (String name : names(programs)) {
+            JSONObject program = programs.getJSONObject(name);
+            files.put(name, program);
             for (String group : new String[] {"companions", "parts"}) {
-                Map<String, Object> beside = program.containsKey(group) ? Json.object(program, group) : new LinkedHashMap<String, Object>();
-                for (String other : beside.keySet()) {
-                    files.put(other, new Entry(exporter, Json.get(Json.object(beside, other), "sha256", String.class)));
+                JSONObject beside = program.getJSONObject(group);
+                for (String other : names(beside)) {
+                    files.put(other, beside.getJSONObject(other).put("exporter", program.getString("exporter")));
                 }
             }
         }
+        JSONArray inputs = all.getJSONArray("inputs");
         boolean batched = true;
-        for (Object input : Json.get(all, "inputs", List.class)) {
-            List<?> shape = Json.get(Json.cast(input), "shape", List.class);
-            batched &= !shape.isEmpty() && shape.get(0) == null;
+        for (int i = 0; i < inputs.length(); i++) {
+            JSONArray shape = inputs.getJSONObject(i).getJSONArray("shape");
+            batched &= shape.length() > 0 && shape.isNull(0);
         }
         isBatched = batched;
-        for (Object output : Json.get(all, "outputs", List.class)) {
-            outputs.add(Json.get(Json.cast(output), "name", String.class));
-            steps.add((Double) Json.cast(output).get("step"));
+        JSONArray results = all.getJSONArray("outputs");
+        for (int i = 0; i < results.length(); i++) {
+            JSONObject output = results.getJSONObject(i);
+            outputs.add(output.getString("name"));
+            steps.add(output.isNull("step") ? null : (Double) output.getDouble("step"));
         }
+    }
+
+    /** A file's entry: exporter, bytes and sha256. */
+    public JSONObject file(String name) throws BadFileException {
+        check(files.containsKey(name), name + " is not listed in the manifest");
+        return files.get(name);
+    }
+
+    static JSONObject json(byte[] utf8) throws JSONException {
+        return new JSONObject(new String(utf8, StandardCharsets.UTF_8));
+    }
+
+    static Iterable<String> names(JSONObject object) {
+        return object::keys;
     }
 }

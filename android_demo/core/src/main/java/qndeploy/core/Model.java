@@ -1,14 +1,17 @@
 package qndeploy.core;
 
+import static qndeploy.core.BadFileException.check;
+
 import java.io.File;
 import java.io.IOException;
 import java.math.BigInteger;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
-import java.util.Collections;
 import java.util.List;
-import java.util.Map;
+import org.json.JSONArray;
+import org.json.JSONException;
+import org.json.JSONObject;
 
 /** One exported model among the app's assets. Every file is checked against its SHA-256 before anything reads it. */
 public final class Model {
@@ -21,41 +24,37 @@ public final class Model {
     public final String name;
     public final Manifest manifest;
     /** The files of programs that were put into the app. */
-    public final List<String> files;
+    public final List<String> files = new ArrayList<>();
     /** A folder of the app's own, for files that a runtime takes by their path only. */
     public final File scratch;
     private final Assets assets;
     private final Safetensors golden;
 
-    private Model(Assets assets, String name, Map<String, Object> entry, File scratch) throws IOException {
+    private Model(Assets assets, String name, JSONObject entry, File scratch) throws IOException, JSONException {
         this.assets = assets;
         this.name = name;
         this.scratch = scratch;
-        List<String> listed = new ArrayList<>();
-        for (Object file : Json.get(entry, "files", List.class)) {
-            listed.add(String.valueOf(file));
+        JSONArray listed = entry.getJSONArray("files");
+        for (int i = 0; i < listed.length(); i++) {
+            files.add(listed.getString(i));
         }
-        files = Collections.unmodifiableList(listed);
-        manifest = new Manifest(checked("manifest.json", Json.get(entry, "manifest_sha256", String.class)));
+        manifest = new Manifest(checked("manifest.json", entry.getString("manifest_sha256")));
         golden = new Safetensors(checked("golden.safetensors", manifest.goldenSha256));
     }
 
     /** The models that models/index.json lists, as `qn-deploy android` wrote it. */
-    public static List<Model> all(Assets assets, File scratch) throws IOException {
-        Map<String, Object> index = Json.object(Json.parse(assets.read(ROOT + "index.json")), "models");
+    public static List<Model> all(Assets assets, File scratch) throws IOException, JSONException {
+        JSONObject index = Manifest.json(assets.read(ROOT + "index.json")).getJSONObject("models");
         List<Model> models = new ArrayList<>();
-        for (String name : index.keySet()) {
-            models.add(new Model(assets, name, Json.object(index, name), scratch));
+        for (String name : Manifest.names(index)) {
+            models.add(new Model(assets, name, index.getJSONObject(name), scratch));
         }
         return models;
     }
 
     /** A program file; refused if it isn't the file that was exported. */
-    public byte[] read(String file) throws IOException {
-        if (!manifest.files.containsKey(file)) {
-            throw new BadFileException(path(file) + " is not listed in the manifest");
-        }
-        return checked(file, manifest.files.get(file).sha256);
+    public byte[] read(String file) throws IOException, JSONException {
+        return checked(file, manifest.file(file).getString("sha256"));
     }
 
     /** Tensors of golden.safetensors: "input", "float", "simulated/EXPORTER" or "reference/EXPORTER". */
@@ -64,9 +63,7 @@ public final class Model {
         while (golden.tensors.containsKey(prefix + "/" + tensors.size())) {
             tensors.add(golden.tensors.get(prefix + "/" + tensors.size()));
         }
-        if (tensors.isEmpty()) {
-            throw new BadFileException(path("golden.safetensors") + " holds no " + prefix);
-        }
+        check(!tensors.isEmpty(), name + ": golden.safetensors holds no " + prefix);
         return tensors;
     }
 
@@ -80,16 +77,10 @@ public final class Model {
     }
 
     private byte[] checked(String file, String sha256) throws IOException {
-        byte[] data = assets.read(path(file));
-        String found = hex(sha256().digest(data));
-        if (!found.equals(sha256)) {
-            throw new BadFileException(path(file) + " is not the file that was exported: its SHA-256 is " + found + ", expected " + sha256);
-        }
+        byte[] data = assets.read(ROOT + name + "/" + file);
+        String found = String.format("%064x", new BigInteger(1, sha256().digest(data)));
+        check(found.equals(sha256), name + ": " + file + " is not the file that was exported: its SHA-256 is " + found + ", expected " + sha256);
         return data;
-    }
-
-    private String path(String file) {
-        return ROOT + name + "/" + file;
     }
 
     static MessageDigest sha256() {
@@ -98,9 +89,5 @@ public final class Model {
         } catch (NoSuchAlgorithmException error) {
             throw new IllegalStateException(error); // every Java has it
         }
-    }
-
-    static String hex(byte[] digest) {
-        return String.format("%0" + 2 * digest.length + "x", new BigInteger(1, digest));
     }
 }

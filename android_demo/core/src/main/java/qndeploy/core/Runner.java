@@ -1,33 +1,28 @@
 package qndeploy.core;
 
-import java.io.BufferedReader;
-import java.io.FileReader;
+import java.io.File;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Scanner;
 
 /** Runs every program of a model on its runtime, judges the outputs and measures. */
 public final class Runner {
     private static final int WARM_UPS = 5;
-    private final List<Engine> engines;
-    private final int runs;
 
-    /** `runs`: how many times one example is measured. */
-    public Runner(List<Engine> engines, int runs) {
-        this.engines = engines;
-        this.runs = runs;
-    }
+    private Runner() {}
 
-    /** One outcome for each program that an engine takes, then, for static activations, one for each runtime after the first against it. */
-    public List<Outcome> run(Model model) {
+    /** One outcome for each program that an engine takes, its example run so often; then, for static activations, runtimes with each other. */
+    public static List<Outcome> run(Model model, List<Engine> engines, int runs) {
         List<Outcome> outcomes = new ArrayList<>();
         for (String file : model.files) {
             for (Engine engine : engines) {
                 if (engine.takes(file)) {
-                    outcomes.add(run(model, file, engine));
+                    outcomes.add(run(model, file, engine, runs));
                 }
             }
         }
@@ -38,33 +33,33 @@ public final class Runner {
             if (one.outputs != null && other.outputs != null && !one.runtime.equals(other.runtime)) {
                 Verdict verdict = Verdict.ofTwins(model, one.outputs, other.outputs);
                 String runtimes = one.runtime + " to " + other.runtime;
-                all.add(new Outcome(model.name, one.file + "," + other.file, runtimes, verdict, new LinkedHashMap<String, Long>(), null));
+                all.add(new Outcome(model.name, one.file + "," + other.file, runtimes, verdict, null, Collections.<String, Long>emptyMap()));
             }
         }
         return all;
     }
 
-    private Outcome run(Model model, String file, Engine engine) {
+    private static Outcome run(Model model, String file, Engine engine, int runs) {
         Map<String, Long> figures = new LinkedHashMap<>();
         try {
-            int sidecar = file.equals(ShellForm.SHELL) ? model.read(ShellForm.SIDECAR).length : 0;
-            figures.put("file_bytes", (long) model.read(file).length + sidecar);
+            long sidecar = file.equals(ShellForm.SHELL) ? model.manifest.file(ShellForm.SIDECAR).getLong("bytes") : 0;
+            figures.put("file_bytes", model.manifest.file(file).getLong("bytes") + sidecar);
             long before = residentBytes();
             long begin = System.nanoTime();
             try (Engine.Session session = engine.load(model, file)) {
                 figures.put("load_us", (System.nanoTime() - begin) / 1000);
                 List<TensorData> outputs = session.run(model.golden("input"));
                 figures.put("ram_bytes", Math.max(0, residentBytes() - before));
-                measure(session, model, figures);
-                Verdict verdict = Verdict.ofRuntime(model, model.manifest.files.get(file).exporter, outputs);
-                return new Outcome(model.name, file, engine.runtime(), verdict, figures, outputs);
+                measure(session, model, runs, figures);
+                Verdict verdict = Verdict.ofRuntime(model, model.manifest.file(file).getString("exporter"), outputs);
+                return new Outcome(model.name, file, engine.runtime(), verdict, outputs, figures);
             }
         } catch (Exception | LinkageError error) {
-            return new Outcome(model.name, file, engine.runtime(), Verdict.ofError(error), figures, null);
+            return new Outcome(model.name, file, engine.runtime(), Verdict.ofError(error), null, figures);
         }
     }
 
-    private void measure(Engine.Session session, Model model, Map<String, Long> figures) throws Exception {
+    private static void measure(Engine.Session session, Model model, int runs, Map<String, Long> figures) throws Exception {
         List<TensorData> example = model.example();
         try {
             session.run(example);
@@ -91,13 +86,8 @@ public final class Runner {
 
     /** Memory of this process that lies in RAM, as Linux counts it; 0 where it does not say. */
     private static long residentBytes() throws IOException {
-        try (BufferedReader status = new BufferedReader(new FileReader("/proc/self/status"))) {
-            for (String line = status.readLine(); line != null; line = status.readLine()) {
-                if (line.startsWith("VmRSS:")) {
-                    return 1024 * Long.parseLong(line.replaceAll("[^0-9]", ""));
-                }
-            }
+        try (Scanner status = new Scanner(new File("/proc/self/status"))) {
+            return status.findWithinHorizon("VmRSS:\\s*(\\d+) kB", 0) == null ? 0 : 1024 * Long.parseLong(status.match().group(1));
         }
-        return 0;
     }
 }

@@ -1,48 +1,41 @@
 package qndeploy.core;
 
+import static qndeploy.core.BadFileException.check;
+
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.util.LinkedHashMap;
-import java.util.List;
+import java.util.Arrays;
+import java.util.HashMap;
 import java.util.Map;
+import org.json.JSONArray;
+import org.json.JSONException;
+import org.json.JSONObject;
 
 /** A safetensors file: 8 bytes with the length of the header, the header in JSON, the tensors' bytes. */
 public final class Safetensors {
-    public final Map<String, TensorData> tensors = new LinkedHashMap<>();
-    public final Map<String, Object> metadata;
+    public final Map<String, TensorData> tensors = new HashMap<>();
+    public final JSONObject metadata;
 
-    public Safetensors(byte[] file) throws BadFileException {
-        ByteBuffer bytes = ByteBuffer.wrap(file).order(ByteOrder.LITTLE_ENDIAN);
-        long length = file.length < 8 ? -1 : bytes.getLong(0);
-        if (length < 2 || length > file.length - 8) {
-            throw new BadFileException("safetensors file of " + file.length + " bytes with a header of " + length);
-        }
-        byte[] header = new byte[(int) length];
-        bytes.position(8);
-        bytes.get(header);
-        Map<String, Object> entries = Json.parse(header);
-        metadata = entries.containsKey("__metadata__") ? Json.object(entries, "__metadata__") : new LinkedHashMap<String, Object>();
-        entries.remove("__metadata__");
-        for (String name : entries.keySet()) {
-            Map<String, Object> entry = Json.object(entries, name);
-            long[] offsets = longs(Json.get(entry, "data_offsets", List.class));
-            if (offsets.length != 2 || offsets[0] < 0 || offsets[1] < offsets[0] || offsets[1] > bytes.remaining()) {
-                throw new BadFileException("safetensors file: the bytes of " + name + " are not within the file");
-            }
-            ByteBuffer data = bytes.slice();
-            data.limit((int) offsets[1]).position((int) offsets[0]);
-            TensorData.DType dtype = TensorData.DType.of(Json.get(entry, "dtype", String.class));
-            tensors.put(name, new TensorData(dtype, longs(Json.get(entry, "shape", List.class)), data));
+    public Safetensors(byte[] file) throws BadFileException, JSONException {
+        long length = file.length < 8 ? -1 : ByteBuffer.wrap(file).order(ByteOrder.LITTLE_ENDIAN).getLong();
+        check(length >= 2 && length <= file.length - 8, "safetensors file of " + file.length + " bytes with a header of " + length);
+        int begin = 8 + (int) length;
+        JSONObject entries = Manifest.json(Arrays.copyOfRange(file, 8, begin));
+        metadata = (JSONObject) entries.remove("__metadata__");
+        for (String name : Manifest.names(entries)) {
+            JSONObject entry = entries.getJSONObject(name);
+            long[] offsets = longs(entry.getJSONArray("data_offsets"));
+            boolean within = offsets.length == 2 && offsets[0] >= 0 && offsets[0] <= offsets[1] && offsets[1] <= file.length - begin;
+            check(within, "safetensors file: the bytes of " + name + " are not within the file");
+            ByteBuffer data = ByteBuffer.wrap(file, begin + (int) offsets[0], (int) (offsets[1] - offsets[0]));
+            tensors.put(name, new TensorData(TensorData.DType.of(entry.getString("dtype")), longs(entry.getJSONArray("shape")), data));
         }
     }
 
-    static long[] longs(List<?> numbers) throws BadFileException {
-        long[] longs = new long[numbers.size()];
+    static long[] longs(JSONArray numbers) throws JSONException {
+        long[] longs = new long[numbers.length()];
         for (int i = 0; i < longs.length; i++) {
-            if (!(numbers.get(i) instanceof Double) || (Double) numbers.get(i) % 1 != 0) {
-                throw new BadFileException("JSON: " + numbers + ", expected whole numbers");
-            }
-            longs[i] = ((Double) numbers.get(i)).longValue();
+            longs[i] = numbers.getLong(i);
         }
         return longs;
     }

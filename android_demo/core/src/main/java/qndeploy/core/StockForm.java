@@ -1,5 +1,7 @@
 package qndeploy.core;
 
+import java.io.ByteArrayInputStream;
+import java.io.DataInputStream;
 import java.io.File;
 import java.io.FileOutputStream;
 import java.io.IOException;
@@ -9,8 +11,8 @@ import java.nio.ByteOrder;
 import java.security.MessageDigest;
 import java.util.Arrays;
 import java.util.zip.CRC32;
-import java.util.zip.DataFormatException;
 import java.util.zip.Inflater;
+import java.util.zip.InflaterInputStream;
 
 /** The stock form, version 1 (model.stock.qnz): rebuilds a plain stock .pte. exporters/to_executorch/README.md specifies the bytes. */
 public final class StockForm {
@@ -57,6 +59,7 @@ public final class StockForm {
             left -= rebuilt;
             check(left >= 0, "its pieces hold more than its header promises");
             byte[] data = expand(bytes.getInt(at + 4), Arrays.copyOfRange(container, at + PIECE, at + PIECE + stored), rebuilt);
+            check(data.length == rebuilt, "piece " + number + " stands for " + data.length + " bytes, expected " + rebuilt);
             digest.update(data);
             out.write(data);
             at += PIECE + stored;
@@ -65,35 +68,24 @@ public final class StockForm {
         check(Arrays.equals(digest.digest(), Arrays.copyOfRange(container, 32, HEADER)), "the program rebuilt from it has another SHA-256");
     }
 
-    private static byte[] expand(int kind, byte[] stored, int rebuilt) throws BadFileException {
+    private static byte[] expand(int kind, byte[] stored, int rebuilt) throws IOException {
         check(kind >= 0 && kind <= 2, "a piece of kind " + kind);
-        byte[] data = kind == 0 ? stored : kind == 1 ? inflate(stored, rebuilt) : new TableBlob(stored).dense();
-        check(data.length == rebuilt, "a piece stands for " + data.length + " bytes, expected " + rebuilt);
-        return data;
+        return kind == 0 ? stored : kind == 1 ? inflate(stored, rebuilt) : new TableBlob(stored).dense();
     }
 
-    private static byte[] inflate(byte[] stream, int size) throws BadFileException {
+    private static byte[] inflate(byte[] stream, int size) throws IOException {
         Inflater inflater = new Inflater();
-        try {
-            inflater.setInput(stream);
+        try (DataInputStream in = new DataInputStream(new InflaterInputStream(new ByteArrayInputStream(stream), inflater, stream.length))) {
             byte[] data = new byte[size];
-            int done = 0;
-            for (int some = 1; done < size && some > 0; done += some) {
-                some = inflater.inflate(data, done, size - done);
-            }
-            int more = inflater.finished() ? 0 : inflater.inflate(new byte[1]); // reads the checksum; a byte would be one too many
-            check(done == size && more == 0 && inflater.finished() && inflater.getRemaining() == 0, "a stream is not of its piece's size");
+            in.readFully(data);
+            check(in.read() < 0 && inflater.getRemaining() == 0, "a stream is not of its piece's size");
             return data;
-        } catch (DataFormatException error) {
-            throw new BadFileException("stock form: a damaged stream: " + error.getMessage());
         } finally {
-            inflater.end();
+            inflater.end(); // closing the stream does not
         }
     }
 
     private static void check(boolean holds, String otherwise) throws BadFileException {
-        if (!holds) {
-            throw new BadFileException("stock form: " + otherwise);
-        }
+        BadFileException.check(holds, "stock form: " + otherwise);
     }
 }

@@ -12,21 +12,6 @@ public final class TableBlob {
     private static final int HEADER = 40;
     private static final int OSI = 1, SIO = 2, ISO = 3;
 
-    /** Codes [rows, columns] and centroids [books, size, block]. */
-    private static final class Table {
-        int books, size;
-        byte[] centroids;
-        ByteBuffer codes;
-
-        int code(long index) {
-            if (size > 256) {
-                return codes.getShort((int) (2 * index)) & 0xffff;
-            }
-            int bits = codes.get((int) (size > 16 ? index : index / 2)) & 255;
-            return size > 16 ? bits : index % 2 == 0 ? bits & 15 : bits >> 4;
-        }
-    }
-
     private final ByteBuffer bytes;
     private final int layout;
     private final long rows, inner, spatial, block, columns;
@@ -60,7 +45,7 @@ public final class TableBlob {
         }
         tables = new Table[blob[20]];
         for (int i = 0; i < tables.length; i++) {
-            tables[i] = readTable();
+            tables[i] = new Table();
         }
         check(!bytes.hasRemaining(), "something follows its codes");
     }
@@ -76,8 +61,8 @@ public final class TableBlob {
         ByteBuffer floats = ByteBuffer.wrap(dense).order(ByteOrder.LITTLE_ENDIAN);
         for (int o = 0; o < rows; o++) {
             for (int b = 0; b < columns; b++) {
-                int first = start(tables[0], o, b);
-                int second = tables.length == 2 ? start(tables[1], o, b) : 0;
+                int first = tables[0].start(o, b);
+                int second = tables.length == 2 ? tables[1].start(o, b) : 0;
                 for (int t = 0; t < block; t++) {
                     int value = tables[0].centroids[first + t];
                     if (tables.length == 2) {
@@ -95,12 +80,6 @@ public final class TableBlob {
         return dense;
     }
 
-    /** Where the centroid of block b of row o starts. */
-    private int start(Table table, long o, long b) {
-        long book = b * table.books / columns;
-        return (int) ((book * table.size + table.code(o * columns + b)) * block);
-    }
-
     private int index(long o, long element) {
         long i = element / spatial;
         long p = element % spatial;
@@ -112,26 +91,44 @@ public final class TableBlob {
         }
     }
 
-    private Table readTable() throws BadFileException {
-        Table table = new Table();
-        ByteBuffer sizes = take(8, "a table");
-        table.books = sizes.getInt();
-        table.size = sizes.getInt();
-        check(table.books >= 1 && table.books <= columns && table.size >= 1 && table.size <= 65536, "codebooks or centroids are out of range");
-        long centroids = block * table.size; // below 2^32 * 2^16, and the next product below 2^31 * 2^48
-        check(centroids <= bytes.remaining() && table.books * centroids <= bytes.remaining(), "it ends within its centroids");
-        table.centroids = new byte[(int) (table.books * centroids)];
-        bytes.get(table.centroids);
-        for (byte value : table.centroids) {
-            check(value != -128, "a centroid is -128");
+    /** Centroids [books, size, block] and codes [rows, columns], which lie next in the blob. */
+    private final class Table {
+        final int books, size;
+        final byte[] centroids;
+        final ByteBuffer codes;
+
+        Table() throws BadFileException {
+            ByteBuffer sizes = take(8, "a table");
+            books = sizes.getInt();
+            size = sizes.getInt();
+            check(books >= 1 && books <= columns && size >= 1 && size <= 65536, "codebooks or centroids are out of range");
+            check(block * size <= Integer.MAX_VALUE, "it ends within its centroids"); // or the next product would exceed a long
+            ByteBuffer values = take(books * block * size, "its centroids");
+            centroids = new byte[values.remaining()];
+            values.get(centroids);
+            for (byte value : centroids) {
+                check(value != -128, "a centroid is -128");
+            }
+            long count = rows * columns;
+            codes = take(size > 256 ? 2 * count : size > 16 ? count : (count + 1) / 2, "codes");
+            for (long i = 0; i < count; i++) {
+                check(code(i) < size, "a code has no centroid");
+            }
+            check(size > 16 || count % 2 == 0 || code(count) == 0, "the half byte after its codes is not 0");
         }
-        long codes = rows * columns;
-        table.codes = take(table.size > 256 ? 2 * codes : table.size > 16 ? codes : (codes + 1) / 2, "codes");
-        for (long i = 0; i < codes; i++) {
-            check(table.code(i) < table.size, "a code has no centroid");
+
+        int code(long index) {
+            if (size > 256) {
+                return codes.getShort((int) (2 * index)) & 0xffff;
+            }
+            int bits = codes.get((int) (size > 16 ? index : index / 2)) & 255;
+            return size > 16 ? bits : index % 2 == 0 ? bits & 15 : bits >> 4;
         }
-        check(table.size > 16 || codes % 2 == 0 || table.code(codes) == 0, "the half byte after its codes is not 0");
-        return table;
+
+        /** Where the centroid of block b of row o starts. */
+        int start(long o, long b) {
+            return (int) ((b * books / columns * size + code(o * columns + b)) * block);
+        }
     }
 
     private ByteBuffer take(long size, String what) throws BadFileException {
@@ -147,8 +144,6 @@ public final class TableBlob {
     }
 
     private static void check(boolean holds, String otherwise) throws BadFileException {
-        if (!holds) {
-            throw new BadFileException("table blob: " + otherwise);
-        }
+        BadFileException.check(holds, "table blob: " + otherwise);
     }
 }

@@ -1,5 +1,7 @@
 package qndeploy.core;
 
+import static qndeploy.core.BadFileException.check;
+
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.Arrays;
@@ -41,9 +43,7 @@ public final class TensorData {
         for (long size : shape) {
             count = size >= 0 && (size == 0 || count <= Integer.MAX_VALUE / size) ? count * size : Integer.MAX_VALUE;
         }
-        if (count * dtype.bytes != data.remaining()) {
-            throw new BadFileException("a tensor " + form() + " of " + data.remaining() + " bytes");
-        }
+        check(count * dtype.bytes == data.remaining(), "a tensor " + form() + " of " + data.remaining() + " bytes");
     }
 
     public ByteBuffer data() {
@@ -77,6 +77,19 @@ public final class TensorData {
             case INT8: return data.get(index);
             default: return data.get(index) & 255;
         }
+    }
+
+    /** Index of the first largest of the `width` values from `begin`; -1 if NaN is among them. */
+    public int argmax(int begin, int width) {
+        int best = 0;
+        for (int i = 0; i < width; i++) {
+            double value = value(begin + i);
+            if (Double.isNaN(value)) {
+                return -1;
+            }
+            best = value > value(begin + best) ? i : best;
+        }
+        return best;
     }
 
     /** The first entry along the first dimension: one example of a batch. */

@@ -41,7 +41,7 @@ public final class Verdict {
             return new Verdict(false, forms(found).toString(), forms(expected).toString());
         }
         boolean passed = true;
-        StringBuilder said = new StringBuilder();
+        List<String> said = new ArrayList<>();
         String limit = maxSteps == 0 ? "bit-identical" : "SQNR >= 40 dB, same top-1";
         for (int i = 0; i < found.size(); i++) {
             Agreement result = new Agreement(found.get(i), expected.get(i), manifest.steps.get(i));
@@ -49,9 +49,9 @@ public final class Verdict {
             boolean similar = counted ? result.steps <= maxSteps + ROUNDING : result.sqnrDb >= MIN_SQNR_DB && result.top1 == 1;
             passed &= maxSteps == 0 ? result.identical : similar;
             limit = counted && maxSteps > 0 ? "<= 1 step" : limit;
-            said.append(i == 0 ? "" : "; ").append(result).append(found.size() > 1 ? " [" + manifest.outputs.get(i) + "]" : "");
+            said.add(result + (found.size() > 1 ? " [" + manifest.outputs.get(i) + "]" : ""));
         }
-        return new Verdict(passed, said.toString(), limit);
+        return new Verdict(passed, String.join("; ", said), limit);
     }
 
     private static List<String> forms(List<TensorData> tensors) {

@@ -2,7 +2,6 @@ package qndeploy.executorch;
 
 import java.io.File;
 import java.io.FileOutputStream;
-import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
@@ -31,7 +30,7 @@ public final class ExecuTorchEngine implements Engine {
     }
 
     @Override
-    public Session load(Model model, String file) throws IOException {
+    public Session load(Model model, String file) throws Exception {
         File program = new File(model.scratch, model.name + "." + file + ".pte"); // ExecuTorch loads from paths only
         byte[] data = model.read(file);
         if (file.endsWith(".qnz")) {
