@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qn_deploy.compress import compress
+from qn_deploy.errors import ToolchainError
 from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.verify.devices.bundle import find_bundle
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
@@ -235,3 +237,22 @@ def test_noise_on_resnet_is_measured(tmp_path: Path) -> None:
     measured = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
     assert {"Quant-Noise, then iPQ: mean", "Quant-Noise, then int4: mean", "iPQ: gain by noise, mean"} <= measured.keys()
     assert measured["Quant-Noise, then iPQ: constants"]["met"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.device
+def test_instructions_are_counted(tmp_path: Path) -> None:
+    instructions, workloads = load("instructions"), load("workloads")
+    try:
+        find_bundle()
+        device = instructions.Counting("cortex-a76", instructions.build_plugin(tmp_path))
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    workload = workloads.Workload(
+        lambda: torch.nn.Sequential(torch.nn.Linear(256, 256)), lambda: torch.randn(1, 256), workloads.STATIC, workloads.LINEAR
+    )
+    found = {row.name.split(": ")[1]: row for row in instructions._workload("tiny", workload, [device])[:5]}
+    assert found["a run, tables to dense int8"].met
+    # 65,536 products: 16 of int8 an instruction at best, and no more than one each with all that is around them.
+    assert 65_536 / 16 / 1e6 < found["a run, tables"].value < 65_536 / 1e6
+    assert found["process and load, tables to dense int8"].value > 1

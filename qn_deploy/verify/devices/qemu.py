@@ -53,8 +53,8 @@ class Qemu:
 
     emulated = True
 
-    def __init__(self, cpu: str, qemu: Path) -> None:
-        """Of this processor, with this qemu.
+    def __init__(self, cpu: str, qemu: Path, options: tuple[str, ...] = ()) -> None:
+        """Of this processor, with this qemu and more options of it.
 
         Raises:
             InputError: the processor is not one of `CPUS`, or this qemu does not know it.
@@ -65,7 +65,8 @@ class Qemu:
         if cpu not in known_cpus(qemu):
             raise InputError(f"{qemu} knows no {cpu}, a newer qemu does; it knows {', '.join(known_cpus(qemu))}")
         self.name = f"qemu:{cpu}"
-        self._cpu, self._qemu = cpu, qemu
+        self._qemu = (str(qemu), *options, "-cpu", cpu, "-L")
+        self._cpu = cpu
         self._temporary = TemporaryDirectory(prefix="qn-deploy-")  # goes with this object
         self._folder = Path(self._temporary.name)
 
@@ -79,8 +80,7 @@ class Qemu:
 
     def run(self, bundle: str, program: str, arguments: tuple[str, ...], timeout_s: float) -> Ended:
         """Runs it under qemu, which looks for /proc/cpuinfo in the bundle first."""
-        command = (str(self._qemu), "-cpu", self._cpu, "-L", f"{bundle}/cpu/{self._cpu}", *loaded(bundle, program), *arguments)
-        return call(command, timeout_s, self._folder)
+        return call((*self._qemu, f"{bundle}/cpu/{self._cpu}", *loaded(bundle, program), *arguments), timeout_s, self._folder)
 
     def get(self, path: str, target: Path) -> None:
         """Copies it."""
