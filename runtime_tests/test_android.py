@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from qn_deploy.compress.weights import PQWeight
 from qn_deploy.exporters.to_executorch.table_blob import DType, Layout, pack
@@ -70,4 +71,6 @@ def _blobs(climbs: Callable[[str], Any]) -> list[bytes]:
     conv = climbs("conv net, static").program.weights["grouped.weight"]
     blobs = [pack(conv, layout, dtype) for layout, dtype in product(Layout, DType)]
     weights = [weight for name in TABLES for weight in climbs(name).program.weights.values()]
-    return blobs + [pack(weight, Layout.OIS, DType.INT8) for weight in weights if isinstance(weight, PQWeight)]
+    codes, centroids = torch.arange(15, dtype=torch.uint8).reshape(5, 3), torch.arange(-40, 40, dtype=torch.int8).reshape(1, 16, 5)
+    odd = PQWeight(codes, centroids, torch.ones(1), (5, 15))  # the last code of 4 bits leaves half a byte
+    return blobs + [pack(weight, Layout.OIS, DType.INT8) for weight in [odd, *weights] if isinstance(weight, PQWeight)]

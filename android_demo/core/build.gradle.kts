@@ -6,3 +6,7 @@ plugins {
 tasks.withType<JavaCompile>().configureEach {
     options.release = 8
 }
+
+dependencies {
+    compileOnly(libs.json) // Android has it
+}

@@ -9,5 +9,6 @@ tasks.withType<JavaCompile>().configureEach {
 
 dependencies {
     api(project(":core"))
+    compileOnly(libs.json)
     compileOnly(libs.onnxruntime.jvm) // the app brings onnxruntime-android, which has the same classes
 }

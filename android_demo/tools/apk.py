@@ -24,6 +24,7 @@ MAIN = ("core/src/main", "engine-ort/src/main", "engine-executorch/src/main", "a
 STAND_IN = "jvm_tests/java/org"  # the signatures of org.pytorch.executorch; never packaged
 DESKTOP_ONLY = "ai/onnxruntime/platform/"  # of onnxruntime's package for desktops; on Android another class has its place
 KEEP = "-dontshrink -dontoptimize -dontobfuscate -keepattributes ** -dontwarn ai.onnxruntime.platform.**"
+QUICK = "-XX:TieredStopAtLevel=1"  # for runs of seconds: the JVM's second compiler would take more time than it saves
 PASSWORD = "android"  # of Android's debug keys, everywhere
 
 
@@ -69,7 +70,7 @@ def _resources(work: Path) -> Path:
 def _compile(work: Path, runtimes: list[Path]) -> Path:
     """A jar of the app's classes, of Java 8."""
     stand_in, classes = work / "stand-in", work / "classes"
-    javac = ("javac", "-nowarn", "-Xlint:-options", "--release", "8")
+    javac = ("javac", f"-J{QUICK}", "-nowarn", "-Xlint:-options", "--release", "8")
     run(*javac, "-d", stand_in, *sources(STAND_IN))
     path = ":".join(map(str, [*runtimes, stand_in, jar("android-all")]))
     run(*javac, "-cp", path, "-d", classes, *sources(*MAIN), *(work / "gen").rglob("*.java"))
@@ -87,10 +88,10 @@ def _dex(app: Path, runtimes: list[Path], work: Path, leniency: str) -> Path:
     rules = work / "rules.pro"
     java = Path(shutil.which("javac") or "").resolve().parents[1] / "jmods"
     modules = " ".join(f"-libraryjars {java / name}.jmod(!**.jar;!module-info.class)" for name in ("java.base", "java.logging"))
-    libraries = f"{modules} -libraryjars {jar('android-all')}(!META-INF/**) -libraryjars {work / 'stand-in'}"
+    libraries = f"{modules} -libraryjars {jar('android-all')}(android/**,org/json/**) -libraryjars {work / 'stand-in'}"
     rules.write_text(f"{inputs}\n-outjars {work / 'java7.jar'}\n{libraries}\n-target 1.7\n{KEEP} {leniency}\n-keep class ** {{ *; }}\n")
-    run("java", "-cp", proguard, "proguard.ProGuard", f"@{rules}")
-    run("java", "-cp", jar("dalvik-dx"), "com.android.dx.command.Main", "--dex", f"--min-sdk-version={MIN_SDK}",
+    run("java", QUICK, "-cp", proguard, "proguard.ProGuard", f"@{rules}")
+    run("java", QUICK, "-cp", jar("dalvik-dx"), "com.android.dx.command.Main", "--dex", f"--min-sdk-version={MIN_SDK}",
         f"--output={work / 'classes.dex'}", work / "java7.jar")  # fmt: skip
     return work / "classes.dex"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +22,9 @@ from qn_deploy.exporters.to_onnx import shell
 from qn_deploy.program.manifest import TensorEntry
 from qn_deploy.verify import judge
 from qn_deploy.verify.ladder import Report
-from qn_deploy.verify.numerics import compare
 
 SEED = 7
+RULES = {"IDENTICAL": judge.identical, "WITHIN_A_STEP": judge.within(judge.MAX_STEPS_TWINS), "SIMILAR": judge.similar}
 
 
 class Fixtures:
@@ -41,7 +43,7 @@ class Fixtures:
         verdicts = {check.what.split(" to ")[0]: check for check in report.checks if check.rung == 3}
         of_program = {"model.onnx": "model.onnx", shell.SHELL: "model.onnx", "model.stock.qnz": "model.pte", "model.pte": "model.pte"}
         programs = {f"{name}/{file}": verdicts[of_program[file]] for file in files if file in of_program}
-        self._expected |= {program: {"passed": check.passed, "found": check.found} for program, check in programs.items()}
+        self._expected |= {program: _verdict(check) for program, check in programs.items()}
         (self.folder / "expected.json").write_text(json.dumps(self._expected))
         return list(programs)
 
@@ -53,7 +55,8 @@ class Fixtures:
         for name, data, decode in forms:
             _write(self.folder / "good" / name, data)
             _write(self.folder / "good" / f"{name}.dense", decode(data))
-            for number, bad in enumerate(_damaged(data, draw)):
+            wrong = _wrong_streams(data) if decode is stock.rebuild else ()
+            for number, bad in enumerate([*_damaged(data, draw), *wrong]):
                 try:
                     decode(bad)
                 except InputError:
@@ -68,14 +71,18 @@ class Fixtures:
     def add_agreements(self) -> None:
         """Pairs of tensors, and what the ladder says of them."""
         pairs, cases = list(_pairs()), []
-        for found, expected, step in pairs:
+        for pair, (found, expected, step) in enumerate(pairs):
             manifest: Any = SimpleNamespace(outputs=(TensorEntry("output", "", (), step),))
-            said = judge.judge(3, "", (found,), (expected,), manifest, judge.identical).found
-            result = compare(found, expected, step)
-            cases.append({"said": said, "identical": result.identical, "top1": result.top1, "step": step})
+            for rule, criterion in RULES.items():
+                check = judge.judge(3, "", (found,), (expected,), manifest, criterion)
+                cases.append({"pair": pair, "rule": rule, "step": step, **_verdict(check)})
         (self.folder / "agreement.json").write_text(json.dumps({"cases": cases}))
         tensors = {f"{side}/{i}": pair[at].clone() for i, pair in enumerate(pairs) for at, side in enumerate(("found", "expected"))}
         save_file(tensors, self.folder / "agreement.safetensors")
+
+
+def _verdict(check: judge.Check) -> dict[str, object]:
+    return {"passed": check.passed, "found": check.found, "limit": check.limit}
 
 
 def _pairs() -> Iterator[tuple[Tensor, Tensor, float | None]]:
@@ -107,11 +114,24 @@ def _damaged(data: bytes, draw: np.random.Generator) -> Iterator[bytes]:
     yield data[:-1]
     yield data + b"\0"
     yield b""
-    for at in range(min(80, len(data))):  # headers, and that of the first piece
+    for at in {*range(min(80, len(data))), len(data) - 1}:  # headers, and that of the first piece; the last code
         for value in (0, 1, 2, 3, 4, 127, 255):
             yield data[:at] + bytes([value]) + data[at + 1 :]
     for at in draw.integers(0, len(data), 50):
         yield data[:at] + bytes([data[at] ^ int(1 << draw.integers(8))]) + data[at + 1 :]
+
+
+def _wrong_streams(container: bytes) -> Iterator[bytes]:
+    """The first compressed piece has the right CRC-32, but its stream is followed by a byte, cut off, or ends with another checksum."""
+    kind, at, end = None, 0, stock.HEADER.size
+    while kind != stock.Kind.ZLIB:
+        at = end
+        _, kind, stored, rebuilt = stock.PIECE.unpack_from(container, at)
+        end = at + stock.PIECE.size + stored
+    stream = container[at + stock.PIECE.size : end]
+    for wrong in (stream + b"\0", stream[:-1], stream[:-4] + bytes(4)):
+        checked = stock.PIECE.pack(0, kind, len(wrong), rebuilt)[4:] + wrong
+        yield container[:at] + struct.pack("<I", zlib.crc32(checked)) + checked + container[end:]
 
 
 def _write(path: Path, data: bytes) -> None:

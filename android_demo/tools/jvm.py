@@ -2,7 +2,7 @@
 
     python android_demo/tools/jvm.py FIXTURES [TEST...]
 
-FIXTURES is the folder that tests/android_demo/ fills; without a TEST all run.
+FIXTURES is the folder that runtime_tests/test_android.py fills; without a TEST all run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def test(fixtures: Path, names: list[str]) -> int:
     """
     tests = names or [".".join(path.relative_to(TESTS).with_suffix("").parts) for path in TESTS.rglob("*Test.java")]
     jars = [jar(name) for name in ("onnxruntime", "junit", "hamcrest-core")]
+    plain = ":".join(map(str, [*jars, jar("json")]))  # no android.* to compile with
     with tempfile.TemporaryDirectory() as classes:
-        run("javac", "-nowarn", "-Xlint:-options", "--release", "8", "-cp", ":".join(map(str, jars)), "-d", classes, *sources(*MAIN, TESTS))
+        run("javac", "-nowarn", "-Xlint:-options", "--release", "8", "-cp", plain, "-d", classes, *sources(*MAIN, TESTS))
         child = APP / "jvm_tests/executorch_child.py"
         properties = (
             f"-Dqn.fixtures={fixtures}",
@@ -35,7 +36,8 @@ def test(fixtures: Path, names: list[str]) -> int:
             f"-Dqn.executorch={child}",
             f"-Djava.io.tmpdir={classes}",
         )
-        command = ("java", "-Xmx1g", *properties, "-cp", ":".join(map(str, [classes, *jars])), "org.junit.runner.JUnitCore", *tests)
+        path = ":".join(map(str, [classes, *jars, jar("android-all")]))  # its org.json is Android's own
+        command = ("java", "-Xmx1g", *properties, "-cp", path, "org.junit.runner.JUnitCore", *tests)
         return subprocess.run(command, check=False).returncode
 
 

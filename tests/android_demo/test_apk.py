@@ -95,7 +95,7 @@ def test_the_dex_holds_app_and_java_api(apk: Path) -> None:
     with zipfile.ZipFile(apk) as archive:
         found = classes(archive.read("classes.dex"))
     ours = {name for name in found if name.startswith("Lqndeploy/")}
-    for module, name in (("demo", "MainActivity"), ("core", "TableBlob"), ("ort", "OrtEngine"), ("executorch", "ExecuTorchEngine")):
+    for module, name in (("demo", "MainActivity"), ("core", "TableBlob"), ("ort", "OrtProgram"), ("executorch", "ExecuTorchProgram")):
         assert f"Lqndeploy/{module}/{name};" in ours
     assert "Lai/onnxruntime/OrtSession;" in found
     assert not [name for name in found if name.startswith(("Lorg/", "Landroid/", "Ljava/"))]  # no stand-in, no framework, no JUnit

@@ -6,12 +6,10 @@ import java.io.FileInputStream;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.nio.file.Files;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Map;
 
-/** The folder that Python filled (tests/android_demo/): models as the app's assets hold them, and what Python makes of each file. */
+/** The folder that runtime_tests/test_android.py filled: models as the app's assets hold them, and what Python makes of each file. */
 public final class Fixtures {
     public static final File FOLDER = new File(System.getProperty("qn.fixtures"));
 
@@ -49,30 +47,7 @@ public final class Fixtures {
         return folder;
     }
 
-    public static List<Model> models() throws IOException {
+    public static List<Model> models() throws Exception {
         return Model.all(Fixtures::read, scratch());
-    }
-
-    /** Every program of every model that an engine takes: {model/file, model, file}. */
-    public static List<Object[]> programs(Engine engine) throws IOException {
-        List<Object[]> programs = new ArrayList<>();
-        for (Model model : models()) {
-            for (String file : model.files) {
-                if (engine.takes(file)) {
-                    programs.add(new Object[] {model.name + "/" + file, model, file});
-                }
-            }
-        }
-        return programs;
-    }
-
-    /** Without the decibels of float results that agree to all digits that count: another release sums in another order. */
-    public static String words(String found) {
-        return found.replaceAll("SQNR 1[0-9][0-9]\\.[0-9] dB", "SQNR > 100 dB");
-    }
-
-    /** Python's verdict on a program: {"passed": ..., "found": ...}. */
-    public static Map<String, Object> expected(String program) throws IOException {
-        return Json.object(Json.parse(read("expected.json")), program);
     }
 }

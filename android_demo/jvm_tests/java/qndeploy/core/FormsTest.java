@@ -18,10 +18,7 @@ public class FormsTest {
     /** Decodes a file: a blob to its dense constant, a .qnz to its program. */
     private static byte[] decode(File file, byte[] data) throws IOException {
         if (file.getName().endsWith(".blob")) {
-            TableBlob blob = new TableBlob(data);
-            byte[] dense = blob.dense();
-            assertEquals(0, dense.length % blob.count());
-            return dense;
+            return new TableBlob(data).dense();
         }
         File target = new File(Fixtures.scratch(), "model.pte");
         StockForm.rebuild(data, target);
@@ -85,12 +82,12 @@ public class FormsTest {
     }
 
     @Test
-    public void aSidecarHoldsTheConstantsOfPython() throws IOException {
+    public void aSidecarHoldsTheConstantsOfPython() throws Exception {
         Map<String, TensorData> expected = new Safetensors(Fixtures.read("shell/dense.safetensors")).tensors;
         Map<String, TensorData> found = ShellForm.constants(Fixtures.read("shell/" + ShellForm.SIDECAR));
         assertEquals(expected.keySet(), found.keySet());
         for (String name : expected.keySet()) {
-            assertEquals(name, expected.get(name).form(), found.get(name).form());
+            assertEquals(name, expected.get(name).toString(), found.get(name).toString());
             assertEquals(name, expected.get(name).data(), found.get(name).data());
         }
     }

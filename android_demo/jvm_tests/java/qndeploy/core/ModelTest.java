@@ -5,9 +5,10 @@ import static org.junit.Assert.assertFalse;
 import static org.junit.Assert.assertTrue;
 import static org.junit.Assert.fail;
 
-import java.io.IOException;
-import java.util.Collections;
+import java.nio.charset.StandardCharsets;
 import java.util.List;
+import org.json.JSONException;
+import org.json.JSONObject;
 import org.junit.Test;
 
 public class ModelTest {
@@ -22,8 +23,14 @@ public class ModelTest {
         };
     }
 
+    /** No runtime ever sees the bytes of a damaged program. */
+    private static Engine.Program untouched(Model model, String file) throws Exception {
+        model.read(file);
+        throw new AssertionError("loaded " + file);
+    }
+
     @Test
-    public void aDamagedManifestOrReferenceIsRefused() throws IOException {
+    public void aDamagedManifestOrReferenceIsRefused() throws Exception {
         for (String file : new String[] {"manifest.json", "golden.safetensors"}) {
             try {
                 Model.all(damaged(file), Fixtures.scratch());
@@ -34,25 +41,38 @@ public class ModelTest {
         }
     }
 
-    /** No engine ever sees the bytes of a damaged program. */
     @Test
-    public void aDamagedProgramIsRefusedBeforeItIsLoaded() throws IOException {
-        for (Model whole : Fixtures.models()) {
-            for (String file : whole.files) {
-                for (Model model : Model.all(damaged(file), Fixtures.scratch())) {
-                    if (model.name.equals(whole.name)) {
-                        List<Outcome> outcomes = new Runner(Collections.<Engine>singletonList(new Untouched(file)), 1).run(model);
-                        assertEquals(1, outcomes.size());
-                        assertFalse(outcomes.get(0).verdict.passed);
-                        assertTrue(outcomes.get(0).verdict.found.contains(file + " is not the file that was exported"));
-                    }
+    public void aDamagedProgramIsRefusedBeforeItIsLoaded() throws Exception {
+        for (String file : new String[] {"model.onnx", "model.stock.qnz"}) {
+            for (Model model : Model.all(damaged(file), Fixtures.scratch())) {
+                if (model.programs.contains(file)) {
+                    Outcome outcome = new Runner(ModelTest::untouched, 1).run(model, file);
+                    assertFalse(outcome.verdict.passed);
+                    assertTrue(outcome.verdict.found, outcome.verdict.found.contains(file + " is not the file that was exported"));
                 }
             }
         }
     }
 
     @Test
-    public void aFileThatTheManifestDoesNotListIsRefused() throws IOException {
+    public void aDamagedSidecarIsRefused() throws Exception {
+        int found = 0;
+        for (Model model : Model.all(damaged(ShellForm.SIDECAR), Fixtures.scratch())) {
+            if (model.programs.contains(ShellForm.SHELL)) {
+                found++;
+                try {
+                    model.read(ShellForm.SIDECAR);
+                    fail(model.name);
+                } catch (BadFileException expected) {
+                    assertTrue(expected.getMessage().contains(ShellForm.SIDECAR + " is not the file that was exported"));
+                }
+            }
+        }
+        assertTrue(found > 0);
+    }
+
+    @Test
+    public void aFileThatTheManifestDoesNotListIsRefused() throws Exception {
         try {
             Fixtures.models().get(0).read("../../expected.json");
             fail();
@@ -61,44 +81,57 @@ public class ModelTest {
         }
     }
 
-    /** A missing runtime is a verdict, no crash; the report stays one line and valid JSON. */
+    /** The signature of the APK holds the index; should it be cut off all the same, that is an error and no crash. */
     @Test
-    public void aMissingRuntimeFails() throws IOException {
-        Model model = Fixtures.models().get(0);
-        Engine engine = new Untouched(model.files.get(0)) {
-            @Override
-            public Session load(Model from, String name) {
-                throw new UnsatisfiedLinkError("no \"library\"\nhere");
-            }
-        };
-        Outcome outcome = new Runner(Collections.singletonList(engine), 1).run(model).get(0);
-        assertEquals("UnsatisfiedLinkError: no \"library\"\nhere", outcome.verdict.found);
-        assertFalse(outcome.line().contains("\n"));
-        assertTrue(outcome.line().startsWith("FAIL model="));
-        assertEquals(false, Json.parse(outcome.json().getBytes("UTF-8")).get("passed"));
+    public void anIndexThatIsNoJsonIsRefused() throws Exception {
+        try {
+            Model.all(path -> "{\"models\": {".getBytes(StandardCharsets.UTF_8), Fixtures.scratch());
+            fail();
+        } catch (JSONException expected) {
+            assertTrue(expected.getMessage().length() > 0);
+        }
     }
 
-    private static class Untouched implements Engine {
-        private final String file;
+    /** Where a runtime takes one batch only, that is what is measured. */
+    @Test
+    public void aProgramOfAFixedSizeIsNotBatched() throws Exception {
+        JSONObject manifest = Manifest.json(Fixtures.read("models/linear-static/manifest.json"));
+        assertTrue(new Manifest(bytes(manifest)).isBatched);
+        JSONObject facts = manifest.getJSONObject("files").getJSONObject("model.pte").getJSONObject("facts");
+        facts.put("x, dimension 1, takes only", "16");
+        assertTrue(new Manifest(bytes(manifest)).isBatched);
+        facts.put("x, dimension 0, takes only", "8");
+        assertFalse(new Manifest(bytes(manifest)).isBatched);
+    }
 
-        Untouched(String file) {
-            this.file = file;
+    /** Another format than this app reads is refused by name. */
+    @Test
+    public void aManifestOfAnotherVersionIsRefused() throws Exception {
+        JSONObject manifest = Manifest.json(Fixtures.read("models/linear-static/manifest.json"));
+        try {
+            new Manifest(bytes(manifest.put("version", 3)));
+            fail();
+        } catch (BadFileException expected) {
+            assertEquals("manifest.json of format qn-deploy build 3, expected qn-deploy build 2", expected.getMessage());
         }
+    }
 
-        @Override
-        public String runtime() {
-            return "none";
-        }
+    private static byte[] bytes(JSONObject object) {
+        return object.toString().getBytes(StandardCharsets.UTF_8);
+    }
 
-        @Override
-        public boolean takes(String name) {
-            return name.equals(file);
-        }
-
-        @Override
-        public Session load(Model model, String name) throws IOException {
-            model.read(name);
-            throw new AssertionError("loaded " + name);
-        }
+    /** A missing runtime is a verdict, no crash; the report stays one line and valid JSON. */
+    @Test
+    public void aMissingRuntimeFails() throws Exception {
+        Engine missing = (model, file) -> {
+            throw new UnsatisfiedLinkError("no \"library\"\nhere");
+        };
+        List<Outcome> outcomes = new Runner(missing, 1).run(Fixtures.models().get(0));
+        String line = outcomes.get(0).toString();
+        assertEquals("UnsatisfiedLinkError: no \"library\"\nhere", outcomes.get(0).verdict.found);
+        assertTrue(line, line.startsWith("FAIL {") && !line.contains("\n"));
+        JSONObject report = new JSONObject(line.substring(5));
+        assertFalse(report.getBoolean("passed"));
+        assertEquals(outcomes.get(0).verdict.found, report.getString("found"));
     }
 }

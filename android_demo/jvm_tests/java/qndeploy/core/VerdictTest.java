@@ -3,22 +3,41 @@ package qndeploy.core;
 import static org.junit.Assert.assertEquals;
 import static org.junit.Assert.assertTrue;
 
-import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.Collections;
 import java.util.List;
+import java.util.Map;
+import org.json.JSONArray;
+import org.json.JSONObject;
 import org.junit.Test;
 
-/** Outputs that are wrong by a known amount. */
 public class VerdictTest {
-    private static Model model(String name) throws IOException {
+    /** Pairs of tensors with what qn_deploy.verify says of them, by each rule. */
+    @Test
+    public void agreesWithPython() throws Exception {
+        Map<String, TensorData> tensors = new Safetensors(Fixtures.read("agreement.safetensors")).tensors;
+        JSONArray cases = Manifest.json(Fixtures.read("agreement.json")).getJSONArray("cases");
+        assertTrue(cases.length() > 60);
+        for (int i = 0; i < cases.length(); i++) {
+            JSONObject expected = cases.getJSONObject(i);
+            String at = "/" + expected.getInt("pair");
+            Double step = expected.isNull("step") ? null : (Double) expected.getDouble("step");
+            Verdict.Rule rule = Verdict.Rule.valueOf(expected.getString("rule"));
+            Verdict verdict = Verdict.ofTensors(tensors.get("found" + at), tensors.get("expected" + at), step, rule);
+            assertEquals("case " + i, expected.getString("found"), verdict.found);
+            assertEquals("case " + i, expected.getString("limit"), verdict.limit);
+            assertEquals("case " + i, expected.getBoolean("passed"), verdict.passed);
+        }
+    }
+
+    private static Model model(String name) throws Exception {
         for (Model model : Fixtures.models()) {
             if (model.name.equals(name)) {
                 return model;
             }
         }
-        throw new IOException("no fixture " + name);
+        throw new AssertionError("no fixture " + name);
     }
 
     /** The tensor with something added to its first value. */
@@ -31,7 +50,7 @@ public class VerdictTest {
     }
 
     @Test
-    public void anExactProgramHasToBeBitIdentical() throws IOException {
+    public void anExactProgramHasToBeBitIdentical() throws Exception {
         Model model = model("linear-static");
         TensorData reference = model.golden("reference/onnx").get(0);
         double step = model.manifest.steps.get(0);
@@ -42,7 +61,7 @@ public class VerdictTest {
     }
 
     @Test
-    public void runtimesMayDifferByAStep() throws IOException {
+    public void runtimesMayDifferByAStep() throws Exception {
         Model model = model("linear-static");
         TensorData reference = model.golden("reference/onnx").get(0);
         double step = model.manifest.steps.get(0);
@@ -52,7 +71,7 @@ public class VerdictTest {
     }
 
     @Test
-    public void aFloatProgramHasToBeClose() throws IOException {
+    public void aFloatProgramHasToBeClose() throws Exception {
         Model model = model("MLP-dynamic");
         TensorData simulated = model.golden("simulated/onnx").get(0);
         assertTrue(Verdict.ofRuntime(model, "onnx", off(simulated, 1e-6)).passed);
@@ -62,7 +81,7 @@ public class VerdictTest {
     }
 
     @Test
-    public void anotherShapeIsNoAgreement() throws IOException {
+    public void anotherShapeIsNoAgreement() throws Exception {
         Model model = model("linear-static");
         TensorData one = model.golden("reference/onnx").get(0).first();
         Verdict verdict = Verdict.ofRuntime(model, "onnx", Collections.singletonList(one));

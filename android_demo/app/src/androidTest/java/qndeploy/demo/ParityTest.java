@@ -6,7 +6,6 @@ import static org.junit.Assert.assertFalse;
 import android.content.Context;
 import androidx.test.ext.junit.runners.AndroidJUnit4;
 import androidx.test.platform.app.InstrumentationRegistry;
-import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
@@ -18,14 +17,14 @@ import qndeploy.core.Outcome;
 @RunWith(AndroidJUnit4.class)
 public class ParityTest {
     @Test
-    public void everyProgramPasses() throws IOException {
+    public void everyProgramPasses() throws Exception {
         Context context = InstrumentationRegistry.getInstrumentation().getTargetContext();
         List<Outcome> outcomes = Models.check(context, Models.all(context));
         assertFalse("no model: qn-deploy android BUILD --app android_demo", outcomes.isEmpty());
         List<String> failed = new ArrayList<>();
         for (Outcome outcome : outcomes) {
             if (!outcome.verdict.passed) {
-                failed.add(outcome.line());
+                failed.add(outcome.toString());
             }
         }
         assertEquals(Collections.<String>emptyList(), failed);

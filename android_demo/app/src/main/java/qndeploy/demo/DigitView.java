@@ -2,22 +2,21 @@ package qndeploy.demo;
 
 import android.content.Context;
 import android.graphics.Canvas;
-import android.graphics.Color;
 import android.graphics.Paint;
+import android.util.AttributeSet;
 import android.view.MotionEvent;
 import android.view.View;
 import java.util.ArrayList;
 import java.util.List;
 
 /** A field to draw a digit in with the finger. */
-final class DigitView extends View {
+public final class DigitView extends View {
     private final List<float[]> lines = new ArrayList<>();
     private final Paint pen = new Paint(Paint.ANTI_ALIAS_FLAG);
-    private float x, y;
+    private float x, y; // where the last line ended
 
-    DigitView(Context context) {
-        super(context);
-        setBackgroundColor(Color.LTGRAY);
+    public DigitView(Context context, AttributeSet attributes) {
+        super(context, attributes);
         pen.setStrokeCap(Paint.Cap.ROUND);
         pen.setStrokeWidth(12 * context.getResources().getDisplayMetrics().density);
     }
@@ -39,7 +38,9 @@ final class DigitView extends View {
             x = event.getX();
             y = event.getY();
         }
-        lines.add(new float[] {x, y, x = event.getX(), y = event.getY()});
+        lines.add(new float[] {x, y, event.getX(), event.getY()});
+        x = event.getX();
+        y = event.getY();
         invalidate();
         return true;
     }

@@ -15,8 +15,7 @@ public final class Digit {
 
     /** True if a model reads such images: one float input [N, 1, 8, 8]. */
     public static boolean suits(Model model) throws BadFileException {
-        List<TensorData> example = model.example();
-        return example.size() == 1 && example.get(0).form().equals("F32 [1, 1, 8, 8]");
+        return model.example().toString().equals("[F32 [1, 1, 8, 8]]");
     }
 
     /** The input of the model: straight lines {x0, y0, x1, y1}, in any unit, fill the bitmap's height or width. */

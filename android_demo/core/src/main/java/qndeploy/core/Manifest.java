@@ -15,12 +15,25 @@ import org.json.JSONObject;
 public final class Manifest {
     private static final String FORMAT = "qn-deploy build 2";
 
-    /** Exporter, bytes and sha256 of every file: programs, other forms of them, and files beside them. */
-    private final Map<String, JSONObject> files = new HashMap<>();
+    /** A program file, or a file beside it: another form of the program, or a part of it. */
+    public static final class Entry {
+        public final String exporter, runtime, sha256;
+        public final long bytes;
+
+        Entry(JSONObject program, JSONObject file) throws JSONException {
+            exporter = program.getString("exporter");
+            runtime = program.getString("runtime");
+            sha256 = file.getString("sha256");
+            bytes = file.getLong("bytes");
+        }
+    }
+
+    public final Map<String, Entry> files = new HashMap<>();
     public final String goldenSha256;
     public final boolean isStatic;
     /** True if every operator has an exact integer rule, so that a runtime has to meet the reference bit for bit. */
     public final boolean isExact;
+    /** True if every program takes any number of examples at once. */
     public final boolean isBatched;
     public final List<String> outputs = new ArrayList<>();
     /** The quantization step of each output, null for a float output. */
@@ -33,19 +46,22 @@ public final class Manifest {
         goldenSha256 = all.getString("golden_sha256");
         isStatic = all.getString("activations").startsWith("static"); // static, or static-qnnpack
         isExact = isStatic && all.getJSONArray("inexact").length() == 0;
+        boolean batched = true;
         JSONObject programs = all.getJSONObject("files");
         for (String name : names(programs)) {
             JSONObject program = programs.getJSONObject(name);
-            files.put(name, program);
+            files.put(name, new Entry(program, program));
+            for (String fact : names(program.getJSONObject("facts"))) {
+                batched &= !fact.endsWith(", dimension 0, takes only"); // a runtime that takes less than the model
+            }
             for (String group : new String[] {"companions", "parts"}) {
                 JSONObject beside = program.getJSONObject(group);
                 for (String other : names(beside)) {
-                    files.put(other, beside.getJSONObject(other).put("exporter", program.getString("exporter")));
+                    files.put(other, new Entry(program, beside.getJSONObject(other)));
                 }
             }
         }
         JSONArray inputs = all.getJSONArray("inputs");
-        boolean batched = true;
         for (int i = 0; i < inputs.length(); i++) {
             JSONArray shape = inputs.getJSONObject(i).getJSONArray("shape");
             batched &= shape.length() > 0 && shape.isNull(0);
@@ -57,12 +73,6 @@ public final class Manifest {
             outputs.add(output.getString("name"));
             steps.add(output.isNull("step") ? null : (Double) output.getDouble("step"));
         }
-    }
-
-    /** A file's entry: exporter, bytes and sha256. */
-    public JSONObject file(String name) throws BadFileException {
-        check(files.containsKey(name), name + " is not listed in the manifest");
-        return files.get(name);
     }
 
     static JSONObject json(byte[] utf8) throws JSONException {

@@ -23,8 +23,8 @@ public final class Model {
     private static final String ROOT = "models/";
     public final String name;
     public final Manifest manifest;
-    /** The files of programs that were put into the app. */
-    public final List<String> files = new ArrayList<>();
+    /** The programs that were put into the app. */
+    public final List<String> programs = new ArrayList<>();
     /** A folder of the app's own, for files that a runtime takes by their path only. */
     public final File scratch;
     private final Assets assets;
@@ -36,9 +36,12 @@ public final class Model {
         this.scratch = scratch;
         JSONArray listed = entry.getJSONArray("files");
         for (int i = 0; i < listed.length(); i++) {
-            files.add(listed.getString(i));
+            if (!listed.getString(i).equals(ShellForm.SIDECAR)) {
+                programs.add(listed.getString(i));
+            }
         }
         manifest = new Manifest(checked("manifest.json", entry.getString("manifest_sha256")));
+        check(manifest.files.keySet().containsAll(programs), name + ": not all of " + programs + " are listed in the manifest");
         golden = new Safetensors(checked("golden.safetensors", manifest.goldenSha256));
     }
 
@@ -53,8 +56,9 @@ public final class Model {
     }
 
     /** A program file; refused if it isn't the file that was exported. */
-    public byte[] read(String file) throws IOException, JSONException {
-        return checked(file, manifest.file(file).getString("sha256"));
+    public byte[] read(String file) throws IOException {
+        check(manifest.files.containsKey(file), name + ": " + file + " is not listed in the manifest");
+        return checked(file, manifest.files.get(file).sha256);
     }
 
     /** Tensors of golden.safetensors: "input", "float", "simulated/EXPORTER" or "reference/EXPORTER". */
@@ -81,6 +85,12 @@ public final class Model {
         String found = String.format("%064x", new BigInteger(1, sha256().digest(data)));
         check(found.equals(sha256), name + ": " + file + " is not the file that was exported: its SHA-256 is " + found + ", expected " + sha256);
         return data;
+    }
+
+    /** The name, as a list to choose from shows it. */
+    @Override
+    public String toString() {
+        return name;
     }
 
     static MessageDigest sha256() {

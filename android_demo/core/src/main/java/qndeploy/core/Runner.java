@@ -13,63 +13,60 @@ import java.util.Scanner;
 /** Runs every program of a model on its runtime, judges the outputs and measures. */
 public final class Runner {
     private static final int WARM_UPS = 5;
+    private final Engine engine;
+    private final int runs;
 
-    private Runner() {}
-
-    /** One outcome for each program that an engine takes, its example run so often; then, for static activations, runtimes with each other. */
-    public static List<Outcome> run(Model model, List<Engine> engines, int runs) {
-        List<Outcome> outcomes = new ArrayList<>();
-        for (String file : model.files) {
-            for (Engine engine : engines) {
-                if (engine.takes(file)) {
-                    outcomes.add(run(model, file, engine, runs));
-                }
-            }
-        }
-        List<Outcome> all = new ArrayList<>(outcomes);
-        for (int i = 1; i < outcomes.size() && model.manifest.isStatic; i++) {
-            Outcome one = outcomes.get(0);
-            Outcome other = outcomes.get(i);
-            if (one.outputs != null && other.outputs != null && !one.runtime.equals(other.runtime)) {
-                Verdict verdict = Verdict.ofTwins(model, one.outputs, other.outputs);
-                String runtimes = one.runtime + " to " + other.runtime;
-                all.add(new Outcome(model.name, one.file + "," + other.file, runtimes, verdict, null, Collections.<String, Long>emptyMap()));
-            }
-        }
-        return all;
+    /** `runs`: how many times one example is measured. */
+    public Runner(Engine engine, int runs) {
+        this.engine = engine;
+        this.runs = runs;
     }
 
-    private static Outcome run(Model model, String file, Engine engine, int runs) {
+    /** One outcome for each program; then, for static activations, one for each that ran on another runtime than the first, against it. */
+    public List<Outcome> run(Model model) {
+        List<Outcome> outcomes = new ArrayList<>();
+        for (String file : model.programs) {
+            outcomes.add(run(model, file));
+        }
+        Map<String, Object> first = outcomes.get(0).facts;
+        List<TensorData> outputs = outcomes.get(0).outputs;
+        for (Outcome other : new ArrayList<>(outcomes)) {
+            if (model.manifest.isStatic && outputs != null && other.outputs != null && !first.get("runtime").equals(other.facts.get("runtime"))) {
+                String files = first.get("file") + "," + other.facts.get("file");
+                String runtimes = first.get("runtime") + " to " + other.facts.get("runtime");
+                Verdict verdict = Verdict.ofTwins(model, outputs, other.outputs);
+                outcomes.add(new Outcome(model, files, runtimes, verdict, null, Collections.<String, Long>emptyMap()));
+            }
+        }
+        return outcomes;
+    }
+
+    /** What one program does; an error is an outcome too. */
+    public Outcome run(Model model, String file) {
+        Manifest.Entry entry = model.manifest.files.get(file);
         Map<String, Long> figures = new LinkedHashMap<>();
         try {
-            long sidecar = file.equals(ShellForm.SHELL) ? model.manifest.file(ShellForm.SIDECAR).getLong("bytes") : 0;
-            figures.put("file_bytes", model.manifest.file(file).getLong("bytes") + sidecar);
+            figures.put("file_bytes", entry.bytes + (file.equals(ShellForm.SHELL) ? model.manifest.files.get(ShellForm.SIDECAR).bytes : 0));
             long before = residentBytes();
             long begin = System.nanoTime();
-            try (Engine.Session session = engine.load(model, file)) {
+            try (Engine.Program program = engine.load(model, file)) {
                 figures.put("load_us", (System.nanoTime() - begin) / 1000);
-                List<TensorData> outputs = session.run(model.golden("input"));
+                List<TensorData> outputs = program.run(model.golden("input"));
                 figures.put("ram_bytes", Math.max(0, residentBytes() - before));
-                measure(session, model, runs, figures);
-                Verdict verdict = Verdict.ofRuntime(model, model.manifest.file(file).getString("exporter"), outputs);
-                return new Outcome(model.name, file, engine.runtime(), verdict, outputs, figures);
+                measure(program, model, figures);
+                return new Outcome(model, file, entry.runtime, Verdict.ofRuntime(model, entry.exporter, outputs), outputs, figures);
             }
         } catch (Exception | LinkageError error) {
-            return new Outcome(model.name, file, engine.runtime(), Verdict.ofError(error), null, figures);
+            return new Outcome(model, file, entry.runtime, Verdict.ofError(error), null, figures);
         }
     }
 
-    private static void measure(Engine.Session session, Model model, int runs, Map<String, Long> figures) throws Exception {
+    private void measure(Engine.Program program, Model model, Map<String, Long> figures) throws Exception {
         List<TensorData> example = model.example();
-        try {
-            session.run(example);
-        } catch (Exception refused) { // a program of a fixed size
-            example = model.golden("input");
-        }
         long[] micros = new long[runs];
         for (int i = -WARM_UPS; i < runs; i++) {
             long begin = System.nanoTime();
-            session.run(example);
+            program.run(example);
             micros[Math.max(i, 0)] = (System.nanoTime() - begin) / 1000;
         }
         figures.put("batch", example.get(0).shape.length == 0 ? 1 : example.get(0).shape[0]);

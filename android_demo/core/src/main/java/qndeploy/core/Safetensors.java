@@ -21,7 +21,8 @@ public final class Safetensors {
         check(length >= 2 && length <= file.length - 8, "safetensors file of " + file.length + " bytes with a header of " + length);
         int begin = 8 + (int) length;
         JSONObject entries = Manifest.json(Arrays.copyOfRange(file, 8, begin));
-        metadata = (JSONObject) entries.remove("__metadata__");
+        metadata = entries.has("__metadata__") ? entries.getJSONObject("__metadata__") : new JSONObject();
+        entries.remove("__metadata__");
         for (String name : Manifest.names(entries)) {
             JSONObject entry = entries.getJSONObject(name);
             long[] offsets = longs(entry.getJSONArray("data_offsets"));

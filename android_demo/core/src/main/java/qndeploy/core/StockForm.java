@@ -2,23 +2,24 @@ package qndeploy.core;
 
 import java.io.ByteArrayInputStream;
 import java.io.DataInputStream;
+import java.io.EOFException;
 import java.io.File;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.util.Arrays;
 import java.util.zip.CRC32;
 import java.util.zip.Inflater;
 import java.util.zip.InflaterInputStream;
+import java.util.zip.ZipException;
 
 /** The stock form, version 1 (model.stock.qnz): rebuilds a plain stock .pte. exporters/to_executorch/README.md specifies the bytes. */
 public final class StockForm {
-    private static final byte[] MAGIC = {
-        (byte) 0x89, 'Q', 'N', 'S', 'T', 'O', 'C', 'K', 0x77, 0x21, (byte) 0x86, 0x01, (byte) 0xe0, 0x09, (byte) 0xcf, 0x0b
-    };
+    private static final String MAGIC = "\u0089QNSTOCKw!\u0086\u0001\u00e0\t\u00cf\u000b";
     private static final int HEADER = 64;
     private static final int PIECE = 16;
 
@@ -41,7 +42,7 @@ public final class StockForm {
 
     private static void write(byte[] container, OutputStream out) throws IOException {
         ByteBuffer bytes = ByteBuffer.wrap(container).order(ByteOrder.LITTLE_ENDIAN);
-        check(container.length >= HEADER && Arrays.equals(Arrays.copyOf(container, MAGIC.length), MAGIC), "it does not start as one");
+        check(container.length >= HEADER && new String(container, 0, 16, StandardCharsets.ISO_8859_1).equals(MAGIC), "it does not start as one");
         check(bytes.getInt(16) == 1, "version " + bytes.getInt(16) + ", expected 1");
         long pieces = bytes.getInt(20) & 0xffffffffL;
         long left = bytes.getLong(24);
@@ -80,6 +81,8 @@ public final class StockForm {
             in.readFully(data);
             check(in.read() < 0 && inflater.getRemaining() == 0, "a stream is not of its piece's size");
             return data;
+        } catch (ZipException | EOFException error) {
+            throw new BadFileException("stock form: a damaged stream: " + error.getMessage());
         } finally {
             inflater.end(); // closing the stream does not
         }

@@ -2,29 +2,28 @@ package qndeploy.core;
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.util.Arrays;
+import java.nio.charset.StandardCharsets;
 
 /** A table blob, version 2: codes and centroids that stand for a dense weight. exporters/to_executorch/README.md specifies the bytes. */
 public final class TableBlob {
-    private static final byte[] MAGIC = {
-        (byte) 0x89, 'Q', 'N', 'T', 'A', 'B', 'L', 'E', (byte) 0x85, (byte) 0xf3, (byte) 0xed, 0x1b, 0x71, 0x4d, 0x7a, 0x2f
-    };
+    private static final String MAGIC = "\u0089QNTABLE\u0085\u00f3\u00ed\u001bqMz/";
     private static final int HEADER = 40;
     private static final int OSI = 1, SIO = 2, ISO = 3;
 
     private final ByteBuffer bytes;
     private final int layout;
-    private final long rows, inner, spatial, block, columns;
+    private final long rows, inner, spatial, block;
     private final float[] scales;
-    private final Table[] tables;
+    private final byte[] values; // int8 [rows, inner, spatial], to which each table adds
 
     /** Reads a blob and checks every rule of the format. */
     public TableBlob(byte[] blob) throws BadFileException {
         bytes = ByteBuffer.wrap(blob).order(ByteOrder.LITTLE_ENDIAN);
-        check(blob.length >= HEADER && Arrays.equals(Arrays.copyOf(blob, MAGIC.length), MAGIC), "it does not start as one");
+        check(blob.length >= HEADER && new String(blob, 0, 16, StandardCharsets.ISO_8859_1).equals(MAGIC), "it does not start as one");
         int dtype = blob[18];
         layout = blob[19];
-        boolean known = bytes.getShort(16) == 2 && (dtype == 1 || dtype == 2) && layout >= 0 && layout <= ISO && (blob[20] == 1 || blob[20] == 2);
+        int tables = blob[20];
+        boolean known = bytes.getShort(16) == 2 && (dtype == 1 || dtype == 2) && layout >= 0 && layout <= ISO && (tables == 1 || tables == 2);
         check(known && blob[21] == 0 && blob[22] == 0 && blob[23] == 0, "version, type, layout or number of tables is unknown");
         rows = unsigned(24);
         inner = unsigned(28);
@@ -34,7 +33,7 @@ public final class TableBlob {
         long row = inner * spatial;
         int width = dtype == 2 ? 4 : 1;
         check(row % block == 0 && rows <= Integer.MAX_VALUE / width / row, "blocks do not fill its rows, or it is too large for this app");
-        columns = row / block;
+        check(block <= blob.length && rows * (row / block) / 2 <= blob.length, "it ends within its codes"); // before memory is taken for it
         bytes.position(HEADER);
         scales = dtype == 2 ? new float[(int) rows] : null;
         if (scales != null) {
@@ -43,36 +42,26 @@ public final class TableBlob {
                 check(scale > 0 && scale <= Float.MAX_VALUE, "a scale is not positive and finite");
             }
         }
-        tables = new Table[blob[20]];
-        for (int i = 0; i < tables.length; i++) {
-            tables[i] = new Table();
+        values = new byte[(int) (rows * row)];
+        for (int i = 0; i < tables; i++) {
+            addTable(row / block);
         }
         check(!bytes.hasRemaining(), "something follows its codes");
     }
 
-    /** Number of elements of the dense weight. */
-    public long count() {
-        return rows * inner * spatial;
-    }
-
     /** The dense weight's bytes: int8, or float32 with the scales multiplied in. */
     public byte[] dense() {
-        byte[] dense = new byte[(int) count() * (scales == null ? 1 : 4)];
+        byte[] dense = new byte[values.length * (scales == null ? 1 : 4)];
         ByteBuffer floats = ByteBuffer.wrap(dense).order(ByteOrder.LITTLE_ENDIAN);
+        int element = 0;
         for (int o = 0; o < rows; o++) {
-            for (int b = 0; b < columns; b++) {
-                int first = tables[0].start(o, b);
-                int second = tables.length == 2 ? tables[1].start(o, b) : 0;
-                for (int t = 0; t < block; t++) {
-                    int value = tables[0].centroids[first + t];
-                    if (tables.length == 2) {
-                        value = Math.max(-127, Math.min(127, value + tables[1].centroids[second + t]));
-                    }
-                    int index = index(o, b * block + t);
+            for (int i = 0; i < inner; i++) {
+                for (int p = 0; p < spatial; p++) {
+                    byte value = values[element++];
                     if (scales == null) {
-                        dense[index] = (byte) value;
+                        dense[index(o, i, p)] = value;
                     } else {
-                        floats.putFloat(4 * index, scales[o] * value);
+                        floats.putFloat(4 * index(o, i, p), scales[o] * value);
                     }
                 }
             }
@@ -80,9 +69,7 @@ public final class TableBlob {
         return dense;
     }
 
-    private int index(long o, long element) {
-        long i = element / spatial;
-        long p = element % spatial;
+    private int index(long o, long i, long p) {
         switch (layout) {
             case OSI: return (int) ((o * spatial + p) * inner + i);
             case SIO: return (int) ((p * inner + i) * rows + o);
@@ -91,43 +78,28 @@ public final class TableBlob {
         }
     }
 
-    /** Centroids [books, size, block] and codes [rows, columns], which lie next in the blob. */
-    private final class Table {
-        final int books, size;
-        final byte[] centroids;
-        final ByteBuffer codes;
-
-        Table() throws BadFileException {
-            ByteBuffer sizes = take(8, "a table");
-            books = sizes.getInt();
-            size = sizes.getInt();
-            check(books >= 1 && books <= columns && size >= 1 && size <= 65536, "codebooks or centroids are out of range");
-            check(block * size <= Integer.MAX_VALUE, "it ends within its centroids"); // or the next product would exceed a long
-            ByteBuffer values = take(books * block * size, "its centroids");
-            centroids = new byte[values.remaining()];
-            values.get(centroids);
-            for (byte value : centroids) {
-                check(value != -128, "a centroid is -128");
-            }
-            long count = rows * columns;
-            codes = take(size > 256 ? 2 * count : size > 16 ? count : (count + 1) / 2, "codes");
-            for (long i = 0; i < count; i++) {
-                check(code(i) < size, "a code has no centroid");
-            }
-            check(size > 16 || count % 2 == 0 || code(count) == 0, "the half byte after its codes is not 0");
+    /** Reads centroids [books, size, block] and codes [rows, columns], and adds the centroids that the codes name. */
+    private void addTable(long columns) throws BadFileException {
+        ByteBuffer sizes = take(8, "a table");
+        long books = sizes.getInt();
+        long size = sizes.getInt();
+        check(books >= 1 && books <= columns && size >= 1 && size <= 65536, "codebooks or centroids are out of range");
+        check(size * block <= bytes.remaining(), "it ends within its centroids"); // the next product stays below 2^63
+        ByteBuffer centroids = take(books * size * block, "its centroids");
+        for (int i = 0; i < centroids.limit(); i++) {
+            check(centroids.get(i) != -128, "a centroid is -128");
         }
-
-        int code(long index) {
-            if (size > 256) {
-                return codes.getShort((int) (2 * index)) & 0xffff;
+        long count = rows * columns;
+        ByteBuffer codes = take(size > 256 ? 2 * count : size > 16 ? count : (count + 1) / 2, "its codes");
+        check(size > 16 || count % 2 == 0 || codes.get((int) (count / 2)) >> 4 == 0, "the half byte after its codes is not 0");
+        for (int i = 0; i < count; i++) {
+            int code = size > 256 ? codes.getShort(2 * i) & 0xffff : size > 16 ? codes.get(i) & 255 : codes.get(i / 2) >> i % 2 * 4 & 15;
+            check(code < size, "a code has no centroid");
+            long centroid = i % columns * books / columns * size + code;
+            for (int t = 0; t < block; t++) {
+                int at = (int) (i * block + t);
+                values[at] = (byte) Math.max(-127, Math.min(127, values[at] + centroids.get((int) (centroid * block + t))));
             }
-            int bits = codes.get((int) (size > 16 ? index : index / 2)) & 255;
-            return size > 16 ? bits : index % 2 == 0 ? bits & 15 : bits >> 4;
-        }
-
-        /** Where the centroid of block b of row o starts. */
-        int start(long o, long b) {
-            return (int) ((b * books / columns * size + code(o * columns + b)) * block);
         }
     }
 

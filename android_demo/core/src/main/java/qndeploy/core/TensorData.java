@@ -43,7 +43,7 @@ public final class TensorData {
         for (long size : shape) {
             count = size >= 0 && (size == 0 || count <= Integer.MAX_VALUE / size) ? count * size : Integer.MAX_VALUE;
         }
-        check(count * dtype.bytes == data.remaining(), "a tensor " + form() + " of " + data.remaining() + " bytes");
+        check(count * dtype.bytes == data.remaining(), "a tensor " + this + " of " + data.remaining() + " bytes");
     }
 
     public ByteBuffer data() {
@@ -63,7 +63,8 @@ public final class TensorData {
     }
 
     /** Type and shape, as "F32 [8, 10]". */
-    public String form() {
+    @Override
+    public String toString() {
         return dtype.code + " " + Arrays.toString(shape);
     }
 

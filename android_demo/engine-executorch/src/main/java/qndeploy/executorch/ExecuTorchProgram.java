@@ -2,6 +2,7 @@ package qndeploy.executorch;
 
 import java.io.File;
 import java.io.FileOutputStream;
+import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
@@ -15,24 +16,14 @@ import qndeploy.core.Model;
 import qndeploy.core.StockForm;
 import qndeploy.core.TensorData;
 
-/** ExecuTorch: rebuilds model.stock.qnz into a stock .pte; loads model.pte as it is, with our backend if the app links it. */
-public final class ExecuTorchEngine implements Engine {
+/** A program on ExecuTorch: model.stock.qnz rebuilt into a stock .pte, or model.pte as it is, with our backend if the app links it. */
+public final class ExecuTorchProgram implements Engine.Program {
     private static final String BACKEND = "qn_xnnpack_backend"; // libqn_xnnpack_backend.so, from exporters/to_executorch/native/
+    private final Module module;
 
-    @Override
-    public String runtime() {
-        return "ExecuTorch XNNPACK";
-    }
-
-    @Override
-    public boolean takes(String file) {
-        return file.endsWith(".qnz") || file.endsWith(".pte");
-    }
-
-    @Override
-    public Session load(Model model, String file) throws Exception {
-        File program = new File(model.scratch, model.name + "." + file + ".pte"); // ExecuTorch loads from paths only
+    public ExecuTorchProgram(Model model, String file) throws IOException {
         byte[] data = model.read(file);
+        File program = new File(model.scratch, model.name + "." + file + ".pte"); // ExecuTorch loads from paths only
         if (file.endsWith(".qnz")) {
             StockForm.rebuild(data, program);
         } else {
@@ -41,7 +32,25 @@ public final class ExecuTorchEngine implements Engine {
                 out.write(data);
             }
         }
-        return new Program(Module.load(program.getPath(), Module.LOAD_MODE_MMAP, 1));
+        module = Module.load(program.getPath(), Module.LOAD_MODE_MMAP, 1);
+    }
+
+    @Override
+    public List<TensorData> run(List<TensorData> inputs) throws BadFileException {
+        EValue[] arguments = new EValue[inputs.size()];
+        for (int i = 0; i < arguments.length; i++) {
+            arguments[i] = EValue.from(tensor(inputs.get(i)));
+        }
+        List<TensorData> outputs = new ArrayList<>();
+        for (EValue value : module.forward(arguments)) {
+            outputs.add(value(value.toTensor()));
+        }
+        return outputs;
+    }
+
+    @Override
+    public void close() {
+        module.destroy();
     }
 
     private static void linkBackend() {
@@ -49,32 +58,6 @@ public final class ExecuTorchEngine implements Engine {
             System.loadLibrary(BACKEND);
         } catch (UnsatisfiedLinkError missing) {
             return; // a stock program needs none; for another one ExecuTorch names the backend that it misses
-        }
-    }
-
-    private static final class Program implements Session {
-        private final Module module;
-
-        Program(Module module) {
-            this.module = module;
-        }
-
-        @Override
-        public List<TensorData> run(List<TensorData> inputs) throws BadFileException {
-            EValue[] arguments = new EValue[inputs.size()];
-            for (int i = 0; i < arguments.length; i++) {
-                arguments[i] = EValue.from(tensor(inputs.get(i)));
-            }
-            List<TensorData> outputs = new ArrayList<>();
-            for (EValue value : module.forward(arguments)) {
-                outputs.add(value(value.toTensor()));
-            }
-            return outputs;
-        }
-
-        @Override
-        public void close() {
-            module.destroy();
         }
     }
 
