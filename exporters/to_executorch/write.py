@@ -6,17 +6,19 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from qn_deploy.compress.weights import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.program.exporter import DEFAULT, Options, Written
 from qn_deploy.program.insert import INT8_SUFFIX, TRANSPOSED
-from qn_deploy.program.lower import Activations, Lowered, lower
+from qn_deploy.program.lower import Activations, Lowered, input_names, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 
 from .graph_form import look_up_late, look_up_weights
 from .pte import named_data, to_tables
+from .shapes import simplify_reshapes, slice_splits
 from .stock import pack
 from .table_blob import DType, named_blobs
 
@@ -57,13 +59,14 @@ def _write_delegate_form(program: Program, lowered: Lowered) -> Written:
     dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]
     notes = [f"{name} is stored dense: XNNPACK does not hold it as it is, or its table would be larger" for name in dense]
     notes += [*_recurrent(program), *_portable(edge)]
-    return Written(to_tables(stock, tables), lowered, tuple(notes), {STOCK_FORM: pack(stock, tables)})
+    return Written(to_tables(stock, tables), lowered, tuple(notes), {STOCK_FORM: pack(stock, tables)}, _narrowed(program, edge))
 
 
 def _write_graph_form(program: Program, lowered: Lowered) -> Written:
     exported, remarks = look_up_weights(lowered, program.golden.inputs)
     edge, data = _lower_to_xnnpack(exported, graph_form=True)
-    return Written(data, lowered, (*remarks, *_recurrent(program), *_portable(edge)), facts={"form": "graph"})
+    notes = (*remarks, *_recurrent(program), *_portable(edge))
+    return Written(data, lowered, notes, facts={"form": "graph", **_narrowed(program, edge)})
 
 
 def _tables(lowered: Lowered) -> dict[str, tuple[PQWeight, DType]]:
@@ -112,25 +115,57 @@ def _check_groups(program: Program) -> None:
 
 
 def _recurrent(program: Program) -> list[str]:
-    """A remark on each recurrent layer: ExecuTorch has no such operator. (torch.export fixes the length of its sequences.)"""
-    layers = [node for node in program.exported.graph.nodes if node.target in _RECURRENT]
+    """A remark on each recurrent layer: ExecuTorch has no such operator."""
     return [
-        f"{node.name} is written out step by step, as ExecuTorch has no such operator: the graph grows with the sequence" for node in layers
+        f"{node.name} is written out step by step, as ExecuTorch has no such operator: the graph grows with the sequence"
+        for node in program.exported.graph.nodes
+        if node.target in _RECURRENT
     ]
+
+
+def _narrowed(program: Program, edge: ExportedProgram) -> dict[str, str]:
+    """A fact for each dynamic dimension of the program that lowering has left fewer sizes."""
+    facts = {}
+    declared, left = _dynamic_sizes(program.exported), _dynamic_sizes(edge)
+    for name, before, after in zip(input_names(program.exported), declared, left, strict=True):
+        for axis, (least, most) in after.items():
+            if before[axis] != (least, most):
+                facts[f"{name}, dimension {axis}, takes only"] = str(least) if least == most else f"{least} to {most}"
+    return facts
+
+
+def _dynamic_sizes(exported: ExportedProgram) -> list[dict[int, tuple[int, int]]]:
+    """For each input the least and most of each size that was dynamic when the graph was captured, by the dimension."""
+    values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    return [
+        {axis: _bounds(size.node) for axis, size in enumerate(values[name].shape) if not isinstance(size, int)}
+        for name in input_names(exported)
+    ]
+
+
+def _bounds(size: Any) -> tuple[int, int]:
+    bounds = size.shape_env.bound_sympy(size.expr)
+    least = int(bounds.lower)
+    return least if least > 2 else 1, int(bounds.upper)  # torch says 2 where 1 is allowed, too
 
 
 def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, bytes]:
     with quiet():
+        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, UnsqueezeCopyConfig
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
         # In the graph form a delegate for each operator: one delegate for all would hold the rows of all layers at once.
-        partitioner = XnnpackPartitioner(per_op_mode=graph_form)
+        # An unsqueeze that is left has two dynamic sizes: XNNPACK would ask for it, and then refuse the graph.
+        configs = [config for config in ALL_PARTITIONER_CONFIGS if config is not UnsqueezeCopyConfig]
+        partitioner = XnnpackPartitioner(configs, per_op_mode=graph_form)
+        passes = None if graph_form else [simplify_reshapes]  # a delegate for each view would cost more than the view
         try:
             # For each convolution that it traces torch asks which of its own kernels would be fastest. Those of oneDNN and NNPACK depend
             # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-                edge = to_edge_transform_and_lower(exported, partitioner=[partitioner])
+                core = slice_splits(exported, partitioner.ops_to_not_decompose(exported)[0])
+                edge = to_edge_transform_and_lower(core, partitioner=[partitioner], transform_passes=passes)
                 program = edge.exported_program()
                 if graph_form:
                     look_up_late(program.graph, set(program.graph_signature.user_inputs))

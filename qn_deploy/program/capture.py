@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -52,15 +53,27 @@ def capture(
             warnings.filterwarnings("ignore", ".*_flat_weights")  # an LSTM's list of its own parameters, not a state
             exported = torch.export.export(plain, example_inputs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch.export raises many classes; every one of them means that this model can't be captured
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(
-            f"torch.export can't capture {type(model).__name__}: {reason}. Try torch.export.export(model.eval(), example_inputs) "
-            "by itself; what it asks for there must change in the model"
+            f"torch.export can't capture {type(model).__name__}: {_reason(str(error).strip() or type(error).__name__)}"
         ) from error
     _check_unchanged(exported, type(model).__name__)
     with torch.no_grad():
         outputs = (plain if reference is None else copy.deepcopy(reference).eval())(*example_inputs)
     return Program(exported, weights, Golden(example_inputs, as_tensors(outputs)), batches, recipe, dict(left or {}))
+
+
+def _reason(message: str) -> str:
+    """What torch.export found, and what to do."""
+    if fixed := re.findall(r"You marked (.+) as dynamic but your code specialized it to be a constant \((\d+)\)", message):
+        sizes = " and ".join(f"{name} = {size}" for name, size in fixed)
+        return (
+            f"dynamic_shapes has a dimension that the model fixes at the example's size, {sizes}; leave it out there, or change the model. "
+            "(An LSTM, GRU or RNN takes sequences of the example's length only: pad them to it.)"
+        )
+    return (
+        f"{message.splitlines()[0]}. Try torch.export.export(model.eval(), example_inputs) by itself; what it asks for there must change "
+        "in the model"
+    )
 
 
 def _check_unchanged(exported: ExportedProgram, model: str) -> None:

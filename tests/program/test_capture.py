@@ -106,6 +106,12 @@ def test_an_inplace_relu_is_no_change_of_state() -> None:
     assert isinstance(capture(nn.Sequential(nn.Linear(8, 4), nn.ReLU(inplace=True)), INPUT), Program)
 
 
+def test_a_length_that_a_recurrent_layer_fixes_is_named() -> None:
+    shapes = ({0: torch.export.Dim("batch", max=8), 1: torch.export.Dim("length", max=16)},)
+    with pytest.raises(ExportError, match=r"fixes at the example's size, length = 3; .*GRU.* takes sequences of the example's length only"):
+        capture(nn.GRU(4, 4, batch_first=True), (torch.randn(2, 3, 4),), shapes)
+
+
 def test_what_torch_export_cannot_take_is_said_in_one_line() -> None:
     with pytest.raises(ExportError, match=r"torch\.export can't capture Returns: ") as caught:
         capture(Returns(lambda y: y if y.sum() > 0 else -y), INPUT)

@@ -148,10 +148,11 @@ class TableBlob {
   bool contents_valid(const Table& table) const {
     const uint64_t values = table.books * block_ * table.size, blocks = rows_ * columns_;
     if (*std::min_element(table.centroids, table.centroids + values) < -127) return false;
+    if (table.bits() == 4 && blocks % 2 == 1 && table.codes[blocks / 2] >> 4 != 0) return false;
+    if (table.size == uint64_t{1} << table.bits()) return true;  // no code can be too large
     uint64_t largest = 0;
     for (uint64_t i = 0; i < blocks; ++i) largest = std::max(largest, table.code(i));
-    const bool odd_half_is_zero = table.bits() != 4 || blocks % 2 == 0 || table.codes[blocks / 2] >> 4 == 0;
-    return largest < table.size && odd_half_is_zero;
+    return largest < table.size;
   }
 
   // One block of int8 values: a centroid, or the sum of two, which saturates.
@@ -177,6 +178,7 @@ class TableBlob {
 
   template <class T, class Value>
   void expand_as(T* out, Value value) const {
+    if (layout_ == kOSI && block_ == 9 && spatial_ == 9) return whole_kernels<9>(out, value);
     if (layout_ != kOIS) return strided(out, value);
     switch (block_) {  // a constant block size lets the compiler turn the copy into one or two moves
       case 2: return contiguous<2>(out, value);
@@ -194,6 +196,16 @@ class TableBlob {
     for_each_block([&](uint64_t row, uint64_t, Block values) {
       for (size_t t = 0; t < block; ++t) out[t] = value(values[t], row);
       out += block;
+    });
+  }
+
+  // Layout OSI where a block is the kernel of one input channel: in half the time of strided().
+  template <size_t kSpatial, class T, class Value>
+  void whole_kernels(T* out, Value value) const {
+    const size_t inner = inner_, row_values = inner * kSpatial;
+    for_each_block([&](uint64_t row, uint64_t first, Block values) {
+      T* channel = out + row * row_values + first / kSpatial;
+      for (size_t p = 0; p < kSpatial; ++p) channel[p * inner] = value(values[p], row);
     });
   }
 

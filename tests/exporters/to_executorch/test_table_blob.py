@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import struct
 from hashlib import sha256
+from itertools import product
 
 import pytest
 import torch
@@ -28,6 +29,13 @@ SMALL_BLOB = bytes.fromhex(
     "02 00 00 00  03 00 00 00"  # codebooks, centroids
     "01 02 03 04 05 06  ff fe fd fc fb fa"  # centroids
     "20 01"  # codes 0, 2, 1, 0: two a byte, the first in the low half
+)
+# 3 x 3 kernels of 4 channels, a block each
+KERNELS = PQWeight(
+    torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 0, 2]], dtype=torch.uint8),
+    torch.arange(-18, 18, dtype=torch.int8).reshape(1, 4, 9),
+    torch.tensor([0.5, 1, 2]),
+    (3, 4, 9),
 )
 # one row of 3 weights, blocks of 1: a table of 300 centroids, the first and last of which differ from 0, and a residual of 2
 PAIR = PQWeight(
@@ -91,7 +99,7 @@ def test_a_blob_holds_the_weight_in_its_layout(table: PQWeight, layout: Layout, 
 
 
 def test_native_reader_expands_as_python_does(read_natively) -> None:
-    blobs: list[bytes] = [SMALL_BLOB, PAIR_BLOB]
+    blobs: list[bytes] = [SMALL_BLOB, PAIR_BLOB, *(pack(KERNELS, layout, dtype) for layout, dtype in product(Layout, DType))]
 
     @given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
     @settings(max_examples=150, deadline=None, database=None)

@@ -40,15 +40,20 @@ def dense(values: Tensor) -> bytes:
     return values.contiguous().numpy().tobytes()
 
 
-def test_a_recurrent_layer_holds_float_tables_beside_int8_ones(make_program: MakeProgram, random_table: RandomTable) -> None:
-    x = (torch.randn(3, 2, 16),)
+def test_a_recurrent_layer_holds_float_tables_beside_int8_ones_and_takes_every_batch(
+    make_program: MakeProgram, random_table: RandomTable
+) -> None:
+    x, batch = (torch.randn(3, 5, 16),), ({1: torch.export.Dim("batch", min=1, max=9)},)
     int8 = IntWeight.from_float(torch.randn(96, 16))
     weights = {"gru.weight_ih_l0": int8, "gru.weight_hh_l0": random_table((96, 32), 4), "head.weight": random_table((40, 32), 4)}
-    written = EXPORTER.write(make_program(Recurrent(), x, weights, ()), Activations.DYNAMIC)
+    written = EXPORTER.write(make_program(Recurrent(), x, weights, (), batch), Activations.DYNAMIC)
     recurrent, head = weights["gru.weight_hh_l0"], weights["head.weight"]
     assert expanded(written.data) == {dense(int8.dequantize()), dense(recurrent.dequantize()), dense(head.int8())}
     assert written.notes[0].startswith("gru is written out step by step")
-    torch.testing.assert_close(EXPORTER.run(written.data, (x,))[0][0], written.lowered.simulate(x)[0], rtol=1e-4, atol=1e-4)
+    assert written.facts == {}
+    for size in (1, 2, 9):
+        x = (torch.randn(3, size, 16),)
+        torch.testing.assert_close(EXPORTER.run(written.data, (x,))[0][0], written.lowered.simulate(x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_transposed_convolution_is_stored_input_channels_last(make_program: MakeProgram, random_table: RandomTable) -> None:

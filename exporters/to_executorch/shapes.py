@@ -1,0 +1,79 @@
+"""Operators that only change shapes, rewritten as ExecuTorch and XNNPACK take them. No value changes.
+
+XNNPACK computes a part of the graph at a time, and each operator that it leaves out cuts a part in two: more to store, more to copy at run
+time. With a dynamic batch it would leave out most of what a Transformer does between its products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import make_contiguous_strides_for
+from torch.export import ExportedProgram, default_decompositions
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
+from torch.fx.passes.infra.pass_base import PassResult
+
+_aten = torch.ops.aten
+
+
+def slice_splits(exported: ExportedProgram, kept: Iterable[Any]) -> ExportedProgram:
+    """The graph in core ATen operators, with slices for each split that would fix a dynamic size, or that XNNPACK takes in slices only.
+
+    ExecuTorch's check of a graph asks each operator that returns a list for the length of its first tensor, instead of the list's, and so
+    fixes that tensor's first dimension, mostly the batch, at the example's. A GRU's gates are split.
+
+    Args:
+        exported: it is not changed.
+        kept: composite operators that stay as they are.
+    """
+    table: Any = default_decompositions()
+    for operator in kept:
+        table.pop(operator, None)
+    table[_aten.split_with_sizes.default] = _slices
+    sliced: ExportedProgram = exported.run_decompositions(table)
+    return sliced
+
+
+def _slices(x: Tensor, sizes: list[int], dim: int = 0) -> Any:
+    if isinstance(x.shape[0], int) and not all(isinstance(size, int) for size in x.shape):
+        return NotImplemented  # the split stays: it does no harm here, and XNNPACK slices nothing that is dynamic
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    return [_aten.slice.Tensor(x, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def simplify_reshapes(graph_module: GraphModule) -> PassResult:
+    """Drops what changes no shape, and turns the rest into `view_copy` with -1 for a dynamic size, the one form that XNNPACK takes.
+
+    A view of two or more dynamic sizes stays as it is.
+
+    Args:
+        graph_module: in the edge dialect; it is changed.
+    """
+    from executorch.exir.dialects._ops import ops
+
+    edge = ops.edge.aten
+    view = edge.view_copy.default
+    reshapes = (view, edge.squeeze_copy.dims, edge.squeeze_copy.dim, edge.unsqueeze_copy.default)
+    for node in graph_module.graph.nodes:
+        if node.target not in (*reshapes, edge.expand_copy.default, edge.slice_copy.Tensor) or not _is_contiguous(node.args[0]):
+            continue
+        shape = node.meta["val"].shape
+        size = [each if isinstance(each, int) else -1 for each in shape]
+        if node.target in reshapes and size.count(-1) <= 1 and 0 not in size:
+            source = node.args[0]
+            node.target, node.args = view, (source.args[0] if source.target is view else source, size)
+        if statically_known_true(sym_eq(node.args[0].meta["val"].shape, shape)):  # comparing dynamic sizes with == would fix them
+            node.replace_all_uses_with(node.args[0])
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return PassResult(graph_module, True)
+
+
+def _is_contiguous(node: Node) -> bool:
+    """False for channels last: `expand` sets that order of the elements back, which what follows may need, and no view knows it."""
+    value = node.meta["val"]
+    return statically_known_true(sym_eq(value.stride(), make_contiguous_strides_for(value.shape)))
