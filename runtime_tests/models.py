@@ -28,7 +28,7 @@ class ConvNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two residual blocks: the additions have no exact rule."""
+    """Two residual blocks."""
 
     def __init__(self) -> None:
         super().__init__()

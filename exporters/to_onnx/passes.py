@@ -1,9 +1,10 @@
 """Rewrites of the ONNX graph that torch.onnx gives. Each pass takes the model and changes one thing.
 
-In this order (see `write.py`; the two of linear layers are in `linears.py`):
+In this order (see `write.py`; the two of linear layers are in `linears.py`, that of transposed convolutions in `transposed.py`):
     fold_constants         operators on constants                    -> initializer
     unsigned_activations   int8 activation zero points               -> uint8, + 128
-    absorb_relu            Relu before a range that starts at zero   -> removed
+    absorb_clamps          Relu, Clip before a range within theirs   -> removed, else a quantize/dequantize pair goes before
+    sum_integers           ConvTranspose of int8 values              -> of the steps -> Mul
     flatten_linears        MatMul of more dimensions, Add of a bias  -> Reshape -> Gemm -> Reshape
     pool_globally          ReduceMean over height and width          -> GlobalAveragePool
     unpair_weights         DequantizeLinear(W) that no int8 op reads -> Mul(Cast(W))
@@ -27,7 +28,7 @@ from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.program.insert import INT8_SUFFIX
 from qn_deploy.quiet import quiet
 
-from .graph import array_of, input_of, replace
+from .graph import array_of, input_of, maker_of, only_reader, replace
 from .tables import decoded, initializer, shape_of
 
 _NO_LIMIT = 2**31
@@ -62,22 +63,35 @@ def unsigned_activations(model: ir.Model, weights: Mapping[str, CompressedWeight
             node.replace_input_with(2, unsigned)
 
 
-def absorb_relu(model: ir.Model) -> None:
-    """Removes each Relu whose output is quantized from zero upwards: quantizing clamps the same values.
+def absorb_clamps(model: ir.Model) -> None:
+    """Removes each Relu and Clip whose output is quantized by a range between its least and its greatest value: quantizing clamps the same.
 
-    onnxruntime does so too, but after a linear layer on more than two dimensions too late: the layer would stay in float.
+    onnxruntime does so too, but after a linear layer on more than two dimensions too late, and not where the range ends a rounding error
+    beyond the Clip: the layer would stay in float. So it would before a wider range, as a concatenation has one; there the operator is
+    quantized by that range, then clamped. Behind a DequantizeLinear both stay: onnxruntime would join the two ranges around them.
     """
     for node in model.graph:
-        if node.op_type != "Relu" or any(value is node.outputs[0] for value in model.graph.outputs):
+        if node.op_type not in ("Relu", "Clip") or node.outputs[0].is_graph_output() or maker_of(node, 0, "DequantizeLinear"):
             continue
         readers = [reader for reader, _ in node.outputs[0].uses()]
-        if all(reader.op_type == "QuantizeLinear" and _starts_at_zero(array_of(input_of(reader, 2))) for reader in readers):
+        if all(_clamps_as(reader, node) for reader in readers):
             node.outputs[0].replace_all_uses_with(input_of(node, 0))
             model.graph.remove(node, safe=True)
+        elif (quantize := only_reader(node, "QuantizeLinear")) is not None:
+            steps = ir.node("QuantizeLinear", [input_of(node, 0), *quantize.inputs[1:]])
+            values = ir.node("DequantizeLinear", [steps.outputs[0], *quantize.inputs[1:]])
+            model.graph.insert_before(node, [steps, values])
+            node.replace_input_with(0, values.outputs[0])
 
 
-def _starts_at_zero(zero: np.ndarray) -> bool:
-    return bool(np.all(zero == np.iinfo(zero.dtype).min))
+def _clamps_as(reader: ir.Node, clamp: ir.Node) -> bool:
+    """True if `reader` quantizes, and a value beyond the bounds of `clamp` becomes its least or greatest step with the clamp or without."""
+    if reader.op_type != "QuantizeLinear":
+        return False
+    bounds = (0.0, np.inf) if clamp.op_type == "Relu" else tuple(float(array_of(input_of(clamp, index))) for index in (1, 2))
+    scale, zero = (array_of(input_of(reader, index)) for index in (1, 2))
+    low, high = np.rint(np.array(bounds) / scale) + zero
+    return bool(low <= np.iinfo(zero.dtype).min and high >= np.iinfo(zero.dtype).max)
 
 
 def pool_globally(model: ir.Model) -> None:

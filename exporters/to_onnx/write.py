@@ -16,7 +16,7 @@ from qn_deploy.program.lower import LAYERS, Activations, Lowered, input_names, l
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 
-from . import linears, passes, shell
+from . import linears, passes, shell, transposed
 from .fusions import check_fusions
 from .large import externalize
 from .metadata import describe, facts
@@ -39,7 +39,8 @@ def write(program: Program, activations: Activations, options: Options = DEFAULT
     model = _to_onnx(lowered, program)
     passes.fold_constants(model)
     passes.unsigned_activations(model, lowered.weights)
-    passes.absorb_relu(model)
+    passes.absorb_clamps(model)
+    transposed.sum_integers(model)
     linears.flatten_linears(model, lowered.weights)
     passes.pool_globally(model)
     passes.unpair_weights(model, _float_readers(lowered, activations))

@@ -2,7 +2,7 @@
 
 One pass a concern, in this order:
     1. static only: PT2E places quantize/dequantize pairs around the activations and calibrates them (weights stay out of it), and the
-       ranges of additions are settled so that all runtimes add alike
+       ranges of additions, products and activations are settled so that all runtimes compute alike
     2. each compressed weight becomes `dequantize_per_channel(int8 buffer, scale)`, an embedding a lookup in codes, then in centroids
     3. dynamic only: the input of each int8 linear is quantized by its own range at run time
 
@@ -25,9 +25,10 @@ from torch.fx import GraphModule, Node
 from qn_deploy.compress.packing import as_table
 from qn_deploy.compress.weights import CompressedWeight
 from qn_deploy.errors import ExportError, InputError
+from qn_deploy.program.curves import CLAMPS, CURVES
 from qn_deploy.program.insert import TRANSPOSED, buffer, insert_weights
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.settle import settle_additions
+from qn_deploy.program.settle import settle
 from qn_deploy.quiet import quiet
 
 aten = torch.ops.aten
@@ -115,6 +116,7 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
     if activations.is_static:
         graph_module = _calibrate(graph_module, program)
         _separate_biases(graph_module)
+        _separate_dequantizes(graph_module)
     forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
     per_tensor = activations is Activations.QNNPACK
     weights = insert_weights(graph_module, forms, lambda layer: not baked or _takes_int8(layer, activations), per_tensor)
@@ -171,6 +173,7 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
     with quiet():
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 
     config = get_symmetric_quantization_config(is_per_channel=True)
 
@@ -184,6 +187,17 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
             model = super().annotate(model)
             for node in model.graph.nodes:
                 annotation = node.meta.get("quantization_annotation")
+                if annotation is None and node.target is aten.adaptive_avg_pool2d.default:  # XNNPACK's knows it behind some operators only
+                    annotation = QuantizationAnnotation({node.args[0]: config.input_activation}, _annotated=True)
+                    node.meta["quantization_annotation"] = annotation
+                if annotation is None and node.target in CURVES and _is_read_as_int8(node):  # then what else reads it reads the same
+                    annotation = QuantizationAnnotation(output_qspec=config.output_activation, _annotated=True)
+                    node.meta["quantization_annotation"] = annotation
+                layer = node.args[0].meta.get("quantization_annotation") if _joins_layer(node) else None
+                if layer is not None:  # as a ReLU, with which XNNPACK's stops
+                    layer.output_qspec = None
+                    annotation = QuantizationAnnotation(output_qspec=config.output_activation, _annotated=True)
+                    node.meta["quantization_annotation"] = annotation
                 if annotation is None:
                     continue
                 parameters = [source for source in annotation.input_qspec_map if source.op == "get_attr"]
@@ -202,7 +216,7 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
         for batch in program.calibration:
             prepared(*batch)
         calibrated: GraphModule = convert_pt2e(prepared, fold_quantize=False)
-    settle_additions(calibrated.graph)
+    settle(calibrated.graph)
     state = calibrated.state_dict()
     for name in program.weights:  # PT2E folds each BatchNorm that is left into the float weight, which the int8 one would not know
         if name in state and not torch.equal(state[name], program.exported.state_dict[name]):
@@ -211,6 +225,16 @@ def _calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
                 "qn_deploy.compress does, or export with --activations none"
             )
     return calibrated
+
+
+def _is_read_as_int8(node: Node) -> bool:
+    annotations = [user.meta.get("quantization_annotation") for user in node.users]
+    return any(annotation is not None and node in annotation.input_qspec_map for annotation in annotations)
+
+
+def _joins_layer(node: Any) -> bool:
+    """True for a clamp that runtimes compute together with the layer before it."""
+    return node.target in CLAMPS and node.args[0].target in LAYERS and len(node.args[0].users) == 1
 
 
 def _separate_biases(graph_module: GraphModule) -> None:
@@ -226,6 +250,15 @@ def _separate_biases(graph_module: GraphModule) -> None:
             with graph_module.graph.inserting_before(node):
                 node.replace_input_with(bias, buffer(graph_module, f"{name}_{calls[name]}", value))
         calls[name] += 1
+
+
+def _separate_dequantizes(graph_module: GraphModule) -> None:
+    """Gives each reader of an activation a dequantize of its own: XNNPACK can't both return its result and go on with it."""
+    graph = graph_module.graph
+    for node in [node for node in graph.nodes if _is_quantized(node)]:
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                user.replace_input_with(node, graph.node_copy(node))
 
 
 def _snap_biases(graph_module: GraphModule, weights: dict[str, CompressedWeight]) -> None:

@@ -11,7 +11,7 @@ from qn_deploy.program.exporter import Written, find_exporters
 from qn_deploy.program.integer import IntegerReference, inexact_operators
 from qn_deploy.program.lower import Activations, lower
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.rules import ALL, ONNXRUNTIME, ONNXRUNTIME_ARM, XNNPACK, Grid, Rules, add_in_21_bits, add_in_22_bits, add_in_float
+from qn_deploy.program.rules import ONNXRUNTIME, XNNPACK, Rules
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -100,59 +100,67 @@ def test_calls_of_a_shared_layer_are_bit_identical(programs: Programs, write: Wr
     assert torch.equal(find_exporters()[runtime].run(written.data, (x,))[0][0], expected[0])
 
 
-class Add(nn.Module):
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
+class Pairs(nn.Module):
+    """Sums and products of two inputs, also of two shapes."""
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        one = b[:, :, :1, :1]
+        return a + b, torch.relu(a + b), a * b, one * a, a + one
 
 
-class AddRelu(nn.Module):
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.relu(a + b)
+def test_sums_and_products_are_bit_identical_in_both_runtimes(make_program: MakeProgram) -> None:
+    torch.manual_seed(5)
+    x = torch.randn(64, 64, 16, 16) * 3 + 1, torch.randn(64, 64, 16, 16) * 0.7 - 0.5
+    program = make_program(Pairs(), x, {})
+    for exporter in find_exporters().values():
+        written = exporter.write(program, Activations.STATIC)
+        assert inexact_operators(written.lowered.exported) == []
+        (found,) = exporter.run(written.data, (x,))
+        for one, other in zip(found, IntegerReference(written.lowered.exported, exporter.rules)(x), strict=True):
+            assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("model", [Add(), AddRelu()])
-def test_additions_are_bit_identical_in_both_runtimes(make_program: MakeProgram, model: nn.Module) -> None:
-    for seed in (5, 6):
-        torch.manual_seed(seed)
-        loud = torch.rand(2) * 3 + 0.5
-        x = tuple(torch.randn(64, 64, 64) * loud[index] + torch.randn(1) for index in (0, 1))
-        for exporter in find_exporters().values():
-            written = exporter.write(make_program(model, x, {}), Activations.STATIC)
-            assert inexact_operators(written.lowered.exported) == []
-            (found,) = exporter.run(written.data, (x,))[0]
-            assert torch.equal(found, IntegerReference(written.lowered.exported, exporter.rules)(x)[0])
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.3
 
 
-def test_the_rules_of_addition_in_literal_steps() -> None:
-    one = Grid(torch.tensor(1.0), 0)
-    half, fine = Grid(torch.tensor(0.5), 3), Grid(torch.tensor(0.25), -1)
-    a, b = torch.tensor([3, 4, 5, 127, -128], dtype=torch.int8), torch.tensor([-1, 1, 1, 127, -128], dtype=torch.int8)
-    #       0 + 0, 0.5 + 0.5, 1 + 0.5, 62 + 32, -65.5 - 31.75
-    for rules in ALL:
-        assert rules.add(a, b, half, fine, one).tolist() == [0, 1, 2, 94, -97]  # 1.5 -> 2, in every way
-    ties = torch.tensor([4, 2], dtype=torch.int8), torch.tensor([-1, -1], dtype=torch.int8)  # 0.5 + 0, -0.5 + 0
-    assert add_in_float(*ties, half, fine, one).tolist() == [0, 0]  # to even
-    assert add_in_21_bits(*ties, half, fine, one).tolist() == [1, 0]  # up
-    assert add_in_22_bits(*ties, half, fine, one).tolist() == [1, -1]  # away from zero
+def test_a_product_with_a_number_is_reported_as_inexact(make_program: MakeProgram) -> None:
+    x = (torch.randn(4, 8),)
+    assert len(inexact_operators(lower(make_program(Scaled(), x, {}), Activations.STATIC).exported)) == 1
 
 
-def test_the_multipliers_of_a_sum_have_21_bits_or_22() -> None:
-    hundred = torch.tensor([100], dtype=torch.int8)
-    ratio = 10485.26 / 2**21  # 100 + 100 * ratio is short of 100.5, a tie: with 22 bits still, with 21 rounded past it
-    grids = Grid(torch.tensor(1.0), 0), Grid(torch.tensor(ratio), 0), Grid(torch.tensor(1.0), 0)
-    found = [rules.add(hundred, hundred, *grids).item() for rules in (ONNXRUNTIME, ONNXRUNTIME_ARM, XNNPACK)]
-    assert found == [100, 100, 101]
+class Up(nn.Module):
+    """Transposed convolutions, one with a clamp behind it, and their concatenation, which has a wider range than the clamp."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.other = (
+            nn.ConvTranspose2d(channels, 8, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(channels, 8, 4, stride=2, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([nn.functional.relu6(self.one(x)), self.other(x)], 1)
+
+    def weights(self) -> dict[str, IntWeight]:
+        return {name: IntWeight.from_float(value, per_channel=False) for name, value in self.named_parameters() if name.endswith("weight")}
 
 
-class Broadcast(nn.Module):
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b[:, :1]
+def test_transposed_convolutions_are_bit_identical_in_both_runtimes(make_program: MakeProgram) -> None:
+    torch.manual_seed(0)
+    x, model = (torch.randn(32, 16, 12, 12) * 9,), Up(16)
+    program = make_program(model, x, model.weights())
+    for exporter in find_exporters().values():
+        written = exporter.write(program, Activations.STATIC)
+        assert inexact_operators(written.lowered.exported) == []
+        assert torch.equal(exporter.run(written.data, (x,))[0][0], IntegerReference(written.lowered.exported, exporter.rules)(x)[0])
 
 
-def test_an_addition_of_two_shapes_is_reported_as_inexact(make_program: MakeProgram) -> None:
-    x = (torch.randn(4, 8), torch.randn(4, 8))
-    lowered = lower(make_program(Broadcast(), x, {}), Activations.STATIC)
-    assert len(inexact_operators(lowered.exported)) == 1
+def test_a_transposed_convolution_of_more_than_float32_holds_is_reported_as_inexact(make_program: MakeProgram) -> None:
+    model = Up(512)
+    lowered = lower(make_program(model, (torch.randn(1, 512, 4, 4),), model.weights()), Activations.STATIC)
+    assert inexact_operators(lowered.exported) == ["conv_transpose2d", "conv_transpose2d_1"]
 
 
 class Mean(nn.Module):

@@ -12,9 +12,11 @@ from torch.export import Dim, ExportedProgram
 from qn_deploy.compress.packing import code_rows
 from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import ExportError, InputError
+from qn_deploy.program.exporter import find_exporters
 from qn_deploy.program.lower import Activations, Lowered, choose_activations, input_names, lower
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int4
+from qn_deploy.verify.numerics import compare
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -197,6 +199,32 @@ def test_each_call_of_a_shared_layer_has_a_zero_point_and_a_bias_of_its_own(prog
     assert len({node.args[0] for node in dequantizes}) == 1
     assert len({node.args[2] for node in dequantizes}) == 3
     assert len({node.args[2] for node in linears}) == 3
+
+
+def test_what_is_returned_and_read_on_has_a_dequantize_for_each(make_program: MakeProgram) -> None:
+    """XNNPACK refused to run it: a detector that returns its features, for one."""
+
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.stem(image)
+            return x, self.body(nn.functional.hardswish(x))
+
+    model, image = Features(), torch.randn(2, 3, 8, 8)
+    weights = {name: IntWeight.from_float(model.get_parameter(name)) for name in ("stem.weight", "body.weight")}
+    program = make_program(model, (image,), weights)
+    lowered = lower(program, Activations.STATIC).exported
+    assert all(
+        len(node.users) == 1 for node in lowered.graph.nodes if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    )
+    for exporter in find_exporters().values():
+        written = exporter.write(program, Activations.STATIC)
+        (found,) = exporter.run(written.data, ((image,),))
+        for one, other in zip(found, written.lowered.simulate((image,)), strict=True):
+            assert compare(one, other).sqnr_db > 40
 
 
 def test_a_batchnorm_that_was_not_folded_before_compressing_is_refused(make_program: MakeProgram, random_table: RandomTable) -> None:

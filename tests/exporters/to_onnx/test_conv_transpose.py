@@ -3,8 +3,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from qn_deploy.compress.weights import PQWeight
@@ -41,3 +44,21 @@ def test_a_table_expands_and_the_layer_runs_in_float(
     assert optimized(written.data)["ConvTranspose"] == 1
     if activations is Activations.STATIC:  # onnxruntime has no int8 kernel: said, and no error
         assert written.notes == ("onnxruntime has no int8 kernel for 0.weight (ConvTranspose): run in float",)
+
+
+def test_an_int8_layer_sums_integers(make_program: MakeProgram, random_table: RandomTable) -> None:
+    layer = nn.ConvTranspose1d(8, 6, 4, stride=2)
+    table = random_table((8, 6, 4), 8, per_row=False)
+    x = (torch.randn(2, 8, 10, generator=torch.Generator().manual_seed(0)),)
+    model = onnx.load_model_from_string(
+        EXPORTER.write(make_program(nn.Sequential(layer), x, {"0.weight": table}, (x,)), Activations.STATIC).data
+    )
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    (convolution,) = [node for node in model.graph.node if node.op_type == "ConvTranspose"]
+    for name in convolution.input[:2]:
+        assert makers[name].op_type == "DequantizeLinear"
+        assert constants[makers[name].input[1]] == 1
+    bias = constants[convolution.input[2]]
+    assert np.array_equal(bias, np.rint(bias))
+    assert np.abs(bias).max() > 1

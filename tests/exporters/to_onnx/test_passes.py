@@ -156,20 +156,44 @@ RELU = "<float s = {{0.5}}, uint8 z = {{{zero}}}> {{ r = Relu (x) q = QuantizeLi
 def test_a_relu_before_a_range_from_zero_is_absorbed(zero: int, absorbed: bool) -> None:
     model = parse(RELU.format(zero=zero, more=""), "float[2, 4] x) => (float[2, 4] y")
     before = run(model, x=X)
-    passes.absorb_relu(model)
+    passes.absorb_clamps(model)
     assert ("Relu" not in operators(model)) == absorbed
     assert np.array_equal(run(model, x=X), before)
 
 
+CLIP = """<float l = {{0.0}}, float h = {{6.0}}, float s = {{{scale}}}, uint8 z = {{0}}>
+{{ n = Neg (x) c = Clip (n, l, h) q = QuantizeLinear (c, s, z) y = DequantizeLinear (q, s, z) }}"""
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(6 / 255, []), (6.0001 / 255, []), (5 / 255, []), (7 / 255, ["QuantizeLinear", "DequantizeLinear", "Clip"])]
+)
+def test_a_clip_is_absorbed_by_a_range_within_it_and_goes_behind_a_wider_one(scale: float, expected: list[str]) -> None:
+    model = parse(CLIP.format(scale=scale), "float[2, 4] x) => (float[2, 4] y")
+    before = run(model, x=X * 4)
+    passes.absorb_clamps(model)
+    assert operators(model) == ["Neg", *expected, "QuantizeLinear", "DequantizeLinear"]
+    assert np.array_equal(run(model, x=X * 4), before)
+
+
+def test_a_relu_between_two_ranges_stays() -> None:
+    body = "p = QuantizeLinear (x, t, u) d = DequantizeLinear (p, t, u) r = Relu (d)"
+    body += " q = QuantizeLinear (r, s, z) y = DequantizeLinear (q, s, z)"
+    stored = "float t = {0.5}, uint8 u = {9}, float s = {0.25}, uint8 z = {0}"
+    model = parse(f"<{stored}> {{ {body} }}", "float[2, 4] x) => (float[2, 4] y")
+    passes.absorb_clamps(model)
+    assert operators(model) == ["QuantizeLinear", "DequantizeLinear", "Relu", "QuantizeLinear", "DequantizeLinear"]
+
+
 def test_a_relu_that_something_else_reads_stays() -> None:
     model = parse(RELU.format(zero=0, more="f = Neg (r)"), "float[2, 4] x) => (float[2, 4] y, float[2, 4] f")
-    passes.absorb_relu(model)
+    passes.absorb_clamps(model)
     assert "Relu" in operators(model)
 
 
 def test_a_relu_that_is_an_output_stays() -> None:
     model = parse(RELU.format(zero=0, more=""), "float[2, 4] x) => (float[2, 4] y, float[2, 4] r")
-    passes.absorb_relu(model)
+    passes.absorb_clamps(model)
     assert "Relu" in operators(model)
 
 
