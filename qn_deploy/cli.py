@@ -116,7 +116,8 @@ def export(
     manifest = build.export(program, scheme, out, target, only or TARGETS[target].exporters, progress, options)
     progress("")
     print_build(Console(), manifest, out)
-    click.echo(f"\nnext: qn-deploy verify {shlex.quote(str(out))}")
+    layers = f" --layers {shlex.quote(str(model))}" if manifest.inexact else ""  # what has no exact rule is judged by itself
+    click.echo(f"\nnext: qn-deploy verify {shlex.quote(str(out))}{layers}")
 
 
 @main.command()
@@ -130,7 +131,7 @@ def export(
     metavar="DEVICE",
     help="Run the files there too: qemu[:CPU], adb[:SERIAL], ssh:HOST; `qn-deploy devices` lists them. May be repeated.",
 )
-@click.option("--layers", type=PATH, metavar="MODEL", help="Compare layer by layer too; MODEL is the model.pt that was exported.")
+@click.option("--layers", type=PATH, metavar="MODEL", help="Judge each layer by itself too; MODEL is the model.pt that was exported.")
 @click.pass_context
 def verify(context: click.Context, build: Path, as_json: bool, min_sqnr: float | None, names: tuple[str, ...], layers: Path | None) -> None:
     """Check the files of the folder BUILD on the real runtimes. Exit code 0: all passed, 1: not."""

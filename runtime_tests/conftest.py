@@ -28,11 +28,12 @@ from qn_deploy.program.manifest import MANIFEST
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.rules import Rules
 from qn_deploy.recipe import Int4, Int8, Method, Recipe, Rule, Table
-from qn_deploy.verify import ladder
+from qn_deploy.verify import ladder, layers
 from qn_deploy.verify.devices.bundle import find_bundle
 from qn_deploy.verify.devices.device import Device
 from qn_deploy.verify.devices.find import CPU, open_device
 from qn_deploy.verify.isolated import Run
+from qn_deploy.verify.judge import Check
 from qn_deploy.verify.ladder import Report, verify
 from runtime_tests.models import (
     Attention,
@@ -193,6 +194,12 @@ class Climb:
     def reference(self, rules: Rules) -> IntegerReference:
         """The program with static activations, computed by a runtime's rules."""
         return IntegerReference(self.lowered, rules)
+
+    def layers(self, lane: str, device: Device | None = None) -> Check:
+        """Where a runtime leaves its reference, layer by layer: what to look at when something else fails."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layers, "run_isolated", _run_here)
+            return layers.check_program("layers", lane, find_exporters()[lane], self.program, self.activations, device)
 
     @cached_property
     def lowered(self) -> ExportedProgram:

@@ -81,6 +81,8 @@ def verify(
         if result is not None:
             outputs[name] = result
     checks += compare_runtimes(manifest, outputs)
+    if manifest.inexact:
+        checks.append(Check(3, "operators without an exact rule", ", ".join(manifest.inexact), "--layers MODEL judges each", None))
     runs = {name: _runs(files[name], exporters[entry.exporter]) for name, entry in manifest.files.items()} if devices else {}
     for device in devices:
         checks += climb(device, manifest, golden, runs, outputs, progress)

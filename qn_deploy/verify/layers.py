@@ -1,8 +1,7 @@
-"""Names the layer where a runtime leaves its reference.
+"""Names the layers where a runtime leaves its reference.
 
-A program is written once more with the output of every layer among its outputs, and run; so each layer is compared with the reference's.
-The layers before the first one that differs agree with the reference, bit for bit if they are exact: it was fed the reference's own inputs,
-and its error is its own.
+A program is written once more with the output of every layer among its outputs, and run. The reference then computes each layer from what
+the runtime made of the layers before it, so that each error is the layer's own and is not carried on.
 """
 
 from __future__ import annotations
@@ -13,34 +12,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from qn_deploy.errors import InputError
 from qn_deploy.program.build import describe as describe_weights
-from qn_deploy.program.build import output_steps
+from qn_deploy.program.curves import CLAMPS, CURVES
 from qn_deploy.program.exporter import Exporter, find_exporters
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import LAYERS, Activations, dynamic_shapes
+from qn_deploy.program.integer import IntegerReference, Quantized, as_float, inexact_operators
+from qn_deploy.program.lower import LAYERS, Activations, dynamic_shapes, lower
 from qn_deploy.program.program import Batch, Golden, Program
+from qn_deploy.program.rules import Rules
 from qn_deploy.program.store import load
 from qn_deploy.verify.devices.device import Device
 from qn_deploy.verify.devices.run import Timed, run_on
 from qn_deploy.verify.isolated import Run, RuntimeFailure, run_isolated
-from qn_deploy.verify.judge import MIN_SQNR_DB, Check, describe
+from qn_deploy.verify.judge import Check, describe
 from qn_deploy.verify.ladder import Report
 from qn_deploy.verify.numerics import Agreement, compare
 
-_aten = torch.ops.aten
-_RELUS = (_aten.relu.default, _aten.relu_.default)
+_aten, _decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+_QUANTIZE, _DEQUANTIZE = _decomposed.quantize_per_tensor.default, _decomposed.dequantize_per_tensor.default
 _OTHERS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.adaptive_avg_pool2d.default, _aten.cat.default)
+
+MIN_SQNR_DB = 60.0  # of one layer: floats in another order lie above 120 dB, what is quantized in one place only below 50
 
 
 @dataclass(frozen=True)
 class LayerAgreement:
-    """One layer's output on a runtime, against the reference's."""
+    """One layer's own error on a runtime.
+
+    Attributes:
+        name: the module's name of what has a weight, else the node's.
+        agreement: of the layer's output with the reference's, both computed from the same inputs.
+        exact: the reference computes it by the runtime's rule, so they must be bit-identical.
+    """
 
     name: str
     agreement: Agreement
+    exact: bool
 
 
 def compare_layers(
@@ -55,30 +66,66 @@ def compare_layers(
         run: runs a file's bytes on the inputs: on this machine, on a device.
 
     Returns:
-        The layers in the graph's order. The reference is the integer reference of a static program, else the simulated program.
+        The layers in the graph's order, and what leads to the program's outputs. The reference is the integer reference; of a program
+        that is not static, where no layer is exact, it computes as the simulated program does.
 
     Raises:
         ExportError: the program with all its layers as outputs can't be written.
     """
-    names, probed = _probe(program)
-    written = exporter.write(probed, activations)
+    inexact = set(inexact_operators(lower(program, activations).exported)) if activations.is_static else set()
+    probed = _probe(program, inexact)
+    written = exporter.write(probed.program, activations)
     inputs = program.golden.inputs
-    lowered = written.lowered
-    expected = IntegerReference(lowered.exported, exporter.rules)(inputs) if activations.is_static else lowered.simulate(inputs)
-    steps = output_steps(lowered.exported) if activations.is_static else [None] * len(names)
-    found = run(written.data, inputs)
-    return [LayerAgreement(name, compare(one, other, step)) for name, one, other, step in zip(names, found, expected, steps, strict=True)]
+    negated, own = (results := run(written.data, inputs))[: len(probed.layers)], results[len(probed.layers) :]
+    found = (*(-layer for layer in negated), *own)
+    reference = _Forced(written.lowered.exported, exporter.rules, found, len(probed.layers))
+    expected = reference.compute(inputs)
+    return [
+        LayerAgreement(name, compare(one, other, step), activations.is_static and node.name not in inexact)
+        for (node, name), one, other, step in zip(probed.layers + probed.outputs, found, expected, reference.steps, strict=True)
+    ]
 
 
-def first_difference(layers: list[LayerAgreement]) -> LayerAgreement | None:
-    """The first layer whose output has another bit; None if there is none."""
-    return next((layer for layer in layers if not layer.agreement.identical), None)
+class _Forced(IntegerReference):
+    """Goes on with what a runtime computed wherever that is known, and keeps what it would have computed itself.
+
+    Attributes:
+        steps: the quantization step of each output; None where it is a float.
+    """
+
+    def __init__(self, exported: ExportedProgram, rules: Rules, found: Batch, negated: int) -> None:
+        super().__init__(exported, rules)
+        output: Any = next(node for node in self.graph.nodes if node.op == "output")
+        ends = [node.args[0] if index < negated else node for index, node in enumerate(output.args[0])]
+        self.steps = [float(node.args[1]) if node.target is _DEQUANTIZE else None for node in ends]
+        self._sources = [node.args[0] if node.target is _DEQUANTIZE else node for node in ends]  # of a static layer, its integers
+        self._found = dict(zip(self._sources, found, strict=True))
+        self._computed: dict[Node, Tensor] = {}
+
+    def compute(self, inputs: Batch) -> Batch:
+        """What each output should have been, given the ones before it."""
+        self(inputs)
+        return tuple(self._computed[source] for source in self._sources)
+
+    def run_node(self, node: Node) -> Any:
+        """The node's value; the runtime's, where it is known."""
+        value = super().run_node(node)
+        if node not in self._found:
+            return value
+        found = self._found[node]
+        if node.target is not _QUANTIZE:
+            self._computed[node] = as_float(value)
+            return found
+        grid: Any = node.args[1:3]
+        scale, zero = torch.tensor(grid[0], dtype=torch.float32), grid[1]
+        self._computed[node] = as_float(Quantized(value, scale, zero))
+        return ((found / scale).round() + zero).to(value.dtype)
 
 
 def check_layers(
     report: Report, model: Path, devices: tuple[Device, ...] = (), progress: Callable[[str], None] = lambda stage: None
 ) -> Report:
-    """The report with a line more for each runtime and machine: the first layer that leaves the reference, and its error.
+    """The report with a line more for each runtime and machine: the layers that leave the reference, with their own errors.
 
     Args:
         report: what verification found of a build folder.
@@ -98,13 +145,24 @@ def check_layers(
         for device in (None, *devices):
             where = f"{name}{f' on {device.name}' if device else ''}"
             progress(f"{where}, layer by layer")
-            checks.append(_check(where, entry.exporter, exporter, program, Activations(manifest.activations), not manifest.inexact, device))
+            checks.append(check_program(where, entry.exporter, exporter, program, Activations(manifest.activations), device))
     return replace(report, checks=tuple(sorted((*report.checks, *checks), key=lambda check: check.rung)))
 
 
-def _check(
-    where: str, name: str, exporter: Exporter, program: Program, activations: Activations, exact: bool, device: Device | None
+def check_program(
+    where: str, name: str, exporter: Exporter, program: Program, activations: Activations, device: Device | None = None
 ) -> Check:
+    """The line on the layers of one program on one machine.
+
+    Args:
+        where: what the line calls the program and the machine.
+        name: of the exporter.
+        exporter: the exporter itself.
+        program: as it was exported.
+        activations: how its activations are quantized.
+        device: another machine; None is this one.
+    """
+
     def run(data: bytes, inputs: Batch) -> Batch:
         (result,) = run_on(device, name, (Run(data),), inputs) if device else run_isolated(name, (Run(data),), inputs)
         if isinstance(result, RuntimeFailure):
@@ -113,41 +171,63 @@ def _check(
 
     what = f"{where}, layer by layer"
     try:
-        layers = compare_layers(program, activations, exporter, run)
+        return judge_layers(what, compare_layers(program, activations, exporter, run))
     except RuntimeFailure as failure:
         return Check(3, what, str(failure), "runs", False)
-    first = first_difference(layers)
-    if first is None:
-        return Check(3, what, f"{len(layers)} layers bit-identical", "bit-identical", True)
-    found = f"first difference: {first.name}, {describe(first.agreement)}"
-    if activations.is_static and exact:
-        return Check(3, what, found, "bit-identical", False)
-    worst = min(layers, key=lambda layer: layer.agreement.sqnr_db)
-    good = worst.agreement.sqnr_db >= MIN_SQNR_DB
-    return Check(3, what, f"{found}; worst: {worst.name}, {describe(worst.agreement)}", f"SQNR >= {MIN_SQNR_DB:g} dB", good)
 
 
-def _probe(program: Program) -> tuple[list[str], Program]:
-    """The program with the output of each layer among its outputs, and the names of these."""
+def judge_layers(what: str, layers: list[LayerAgreement]) -> Check:
+    """The line of the report on the layers of a program: those with an exact rule must be bit-identical, the others close."""
+    exact, others = [layer for layer in layers if layer.exact], [layer for layer in layers if not layer.exact]
+    wrong = [layer for layer in exact if not layer.agreement.identical]
+    if exact:
+        listed = [f"{layer.name}: {describe(layer.agreement)}" for layer in (*wrong, *others)]
+    else:  # a program of floats: each layer differs
+        worst = min(others, key=lambda layer: layer.agreement.sqnr_db)
+        listed = [f"worst of {len(others)}: {worst.name}, {describe(worst.agreement)}"]
+    found = "; ".join([f"{len(exact) - len(wrong)} of {len(exact)} exact layers bit-identical"] * bool(exact) + listed)
+    limits = ["bit-identical"] * bool(exact) + [f"SQNR >= {MIN_SQNR_DB:g} dB"] * bool(others)
+    good = not wrong and all(layer.agreement.sqnr_db >= MIN_SQNR_DB for layer in others)
+    return Check(3, what, found, ", others ".join(limits), good)
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """A program with more outputs than it had: its layers, negated, and then its own. Each has its node and its name.
+
+    onnxruntime would move a quantize to the front of a plain output, which then is not what the layer computed.
+    """
+
+    layers: list[tuple[Node, str]]
+    outputs: list[tuple[Node, str]]
+    program: Program
+
+
+def _probe(program: Program, inexact: set[str]) -> _Probed:
     module: Any = program.exported.module(check_guards=False)  # a copy
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    layers = {_behind(node): _name(node) for node in module.graph.nodes if node.target in (*LAYERS, *_OTHERS)}
-    results = [node for node in torch.utils._pytree.tree_leaves(output.args[0]) if node not in layers]
-    output.args = ((*layers, *results),)
-    codegen = module.graph._codegen
+    graph = module.graph
+    output = next(node for node in graph.nodes if node.op == "output")
+    layers: dict[Node, str] = {}
+    for node in graph.nodes:
+        if node.target in (*LAYERS, *_OTHERS, *CURVES) or (node.name in inexact and isinstance(node.meta["val"], Tensor)):
+            layers.setdefault(_behind(node), _name(node))
+    own = torch.utils._pytree.tree_leaves(output.args[0])
+    outputs = {node: f"output {index}" for index, node in enumerate(own) if node not in layers}
+    with graph.inserting_before(output):
+        output.args = ((*(graph.call_function(_aten.neg.default, (layer,)) for layer in layers), *outputs),)
+    codegen = graph._codegen
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=torch.utils._pytree.tree_structure(output.args[0]))
     module.recompile()
-    names = [*layers.values(), *(f"output {index}" for index in range(len(results)))]
     with torch.no_grad():
         exported = torch.export.export(module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
-        outputs = module(*program.golden.inputs)
-    return names, replace(program, exported=exported, golden=Golden(program.golden.inputs, tuple(outputs)))
+        golden = Golden(program.golden.inputs, tuple(module(*program.golden.inputs)))
+    return _Probed([*layers.items()], [*outputs.items()], replace(program, exported=exported, golden=golden))
 
 
 def _behind(layer: Node) -> Node:
-    """The layer's node, or that of the ReLU which runtimes compute along with it."""
+    """The layer's node, or that of the clamp which runtimes compute along with it."""
     users = list(layer.users)
-    return users[0] if len(users) == 1 and users[0].target in _RELUS else layer
+    return users[0] if len(users) == 1 and users[0].target in CLAMPS else layer
 
 
 def _name(layer: Node) -> str:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from qn_deploy import compress, load, save
 from qn_deploy.errors import InputError
@@ -15,7 +18,7 @@ from qn_deploy.program.manifest import read_manifest
 from qn_deploy.program.program import Batch
 from qn_deploy.recipe import Int8, Recipe, Rule
 from qn_deploy.verify.ladder import Report
-from qn_deploy.verify.layers import check_layers, compare_layers, first_difference
+from qn_deploy.verify.layers import check_layers, compare_layers, judge_layers
 
 
 @pytest.mark.parametrize("layer", [None, "stem", "body", "head"])
@@ -27,28 +30,45 @@ def test_the_layer_that_is_wrong_is_named_with_its_error(model: Any, layer: str 
                 entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry) + 2_000, entry.name))
         return EXPORTER.run(proto.SerializeToString(), (inputs,))[0]
 
-    program = load(model.path)
-    layers = compare_layers(program, Activations.STATIC, EXPORTER, run)
+    layers = compare_layers(load(model.path), Activations.STATIC, EXPORTER, run)
     assert [found.name for found in layers] == ["stem", "body", "adaptive_avg_pool2d", "head"]
-    first = first_difference(layers)
+    assert all(found.exact for found in layers)
+    # Those behind it go on with the wrong values, and are right themselves.
+    assert [found.name for found in layers if not found.agreement.identical] == [layer] * (layer is not None)
+    check = judge_layers("all", layers)
     if layer is None:
-        assert first is None
+        assert (check.found, check.limit, check.passed) == ("4 of 4 exact layers bit-identical", "bit-identical", True)
     else:
-        assert first is not None
-        assert first.name == layer
-        assert first.agreement.steps is not None
-        assert first.agreement.steps > 0.5
+        assert re.fullmatch(rf"3 of 4 exact layers bit-identical; {layer}: \d+ steps?, .*% of values, SQNR .* dB", check.found)
+        assert (check.limit, check.passed) == ("bit-identical", False)
+
+
+def test_an_operator_without_an_exact_rule_is_judged_by_itself(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Softmax(1), nn.Linear(16, 8))
+    inputs = (torch.randn(4, 8),)
+    compressed = compress.compress(model, Recipe((Rule(Int8()),)), inputs)
+    save(compressed, tmp_path / "model.pt", example_inputs=inputs, calibration=[inputs])
+    layers = compare_layers(load(tmp_path / "model.pt"), Activations.STATIC, EXPORTER, lambda data, x: EXPORTER.run(data, (x,))[0])
+    assert [(found.name, found.exact) for found in layers] == [("0", True), ("softmax", False), ("2", True)]
+    check = judge_layers("all", layers)
+    assert check.passed
+    assert check.found.startswith("2 of 2 exact layers bit-identical; softmax: ")
+    assert check.limit == "bit-identical, others SQNR >= 60 dB"
 
 
 def test_of_a_program_that_is_not_static_each_layer_is_close_to_the_simulation(model: Any) -> None:
     program = load(model.path)
     layers = compare_layers(program, Activations.NONE, EXPORTER, lambda data, inputs: EXPORTER.run(data, (inputs,))[0])
     assert [found.name for found in layers] == ["stem", "body", "adaptive_avg_pool2d", "head"]
-    assert min(found.agreement.sqnr_db for found in layers) > 80
+    assert not any(found.exact for found in layers)
+    check = judge_layers("all", layers)
+    assert check.found.startswith("worst of 4: ")
+    assert (check.limit, check.passed) == ("SQNR >= 60 dB", True)
+    assert min(found.agreement.sqnr_db for found in layers) > 100
 
 
-def test_another_model_is_refused(model: Any, build: Any, tmp_path: Any) -> None:
-    other = compress.compress(torch.nn.Sequential(torch.nn.Linear(8, 8)), Recipe((Rule(Int8()),)), (torch.randn(1, 8),))
+def test_another_model_is_refused(model: Any, build: Any, tmp_path: Path) -> None:
+    other = compress.compress(nn.Sequential(nn.Linear(8, 8)), Recipe((Rule(Int8()),)), (torch.randn(1, 8),))
     save(other, tmp_path / "other.pt", example_inputs=(torch.randn(1, 8),))
     with pytest.raises(InputError, match=r"other\.pt has other weights than .*; give the model\.pt that was exported into it"):
         check_layers(Report(str(build.folder), read_manifest(build.folder), ()), tmp_path / "other.pt")
