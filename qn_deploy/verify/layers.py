@@ -81,8 +81,8 @@ def compare_layers(
     reference = _Forced(written.lowered.exported, exporter.rules, found, len(probed.layers))
     expected = reference.compute(inputs)
     return [
-        LayerAgreement(name, compare(one, other, step), activations.is_static and node.name not in inexact)
-        for (node, name), one, other, step in zip(probed.layers + probed.outputs, found, expected, reference.steps, strict=True)
+        LayerAgreement(name, compare(one, other, step), activations.is_static and exact)
+        for (name, exact), one, other, step in zip(probed.layers + probed.outputs, found, expected, reference.steps, strict=True)
     ]
 
 
@@ -193,13 +193,13 @@ def judge_layers(what: str, layers: list[LayerAgreement]) -> Check:
 
 @dataclass(frozen=True)
 class _Probed:
-    """A program with more outputs than it had: its layers, negated, and then its own. Each has its node and its name.
+    """A program with more outputs than it had: its layers, negated, and then its own. Each has a name, and is exact or not.
 
     onnxruntime would move a quantize to the front of a plain output, which then is not what the layer computed.
     """
 
-    layers: list[tuple[Node, str]]
-    outputs: list[tuple[Node, str]]
+    layers: list[tuple[str, bool]]
+    outputs: list[tuple[str, bool]]
     program: Program
 
 
@@ -207,12 +207,14 @@ def _probe(program: Program, inexact: set[str]) -> _Probed:
     module: Any = program.exported.module(check_guards=False)  # a copy
     graph = module.graph
     output = next(node for node in graph.nodes if node.op == "output")
-    layers: dict[Node, str] = {}
+    layers: dict[Node, tuple[str, bool]] = {}
     for node in graph.nodes:
         if node.target in (*LAYERS, *_OTHERS, *CURVES) or (node.name in inexact and isinstance(node.meta["val"], Tensor)):
-            layers.setdefault(_behind(node), _name(node))
+            behind = _behind(node)
+            name, exact = layers.get(behind, (_name(node), True))
+            layers[behind] = name, exact and inexact.isdisjoint((node.name, behind.name))
     own = torch.utils._pytree.tree_leaves(output.args[0])
-    outputs = {node: f"output {index}" for index, node in enumerate(own) if node not in layers}
+    outputs = {node: (f"output {index}", True) for index, node in enumerate(own) if node not in layers}
     with graph.inserting_before(output):
         output.args = ((*(graph.call_function(_aten.neg.default, (layer,)) for layer in layers), *outputs),)
     codegen = graph._codegen
@@ -221,7 +223,7 @@ def _probe(program: Program, inexact: set[str]) -> _Probed:
     with torch.no_grad():
         exported = torch.export.export(module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
         golden = Golden(program.golden.inputs, tuple(module(*program.golden.inputs)))
-    return _Probed([*layers.items()], [*outputs.items()], replace(program, exported=exported, golden=golden))
+    return _Probed([*layers.values()], [*outputs.values()], replace(program, exported=exported, golden=golden))
 
 
 def _behind(layer: Node) -> Node:

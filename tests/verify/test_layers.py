@@ -18,7 +18,7 @@ from qn_deploy.program.manifest import read_manifest
 from qn_deploy.program.program import Batch
 from qn_deploy.recipe import Int8, Recipe, Rule
 from qn_deploy.verify.ladder import Report
-from qn_deploy.verify.layers import check_layers, compare_layers, judge_layers
+from qn_deploy.verify.layers import LayerAgreement, check_layers, compare_layers, judge_layers
 
 
 @pytest.mark.parametrize("layer", [None, "stem", "body", "head"])
@@ -43,17 +43,27 @@ def test_the_layer_that_is_wrong_is_named_with_its_error(model: Any, layer: str 
         assert (check.limit, check.passed) == ("bit-identical", False)
 
 
-def test_an_operator_without_an_exact_rule_is_judged_by_itself(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.Softmax(1), nn.Linear(16, 8))
+def compared(middle: nn.Module, folder: Path) -> list[LayerAgreement]:
+    """The layers of a static program, a linear layer before `middle` and one behind, on onnxruntime."""
     inputs = (torch.randn(4, 8),)
-    compressed = compress.compress(model, Recipe((Rule(Int8()),)), inputs)
-    save(compressed, tmp_path / "model.pt", example_inputs=inputs, calibration=[inputs])
-    layers = compare_layers(load(tmp_path / "model.pt"), Activations.STATIC, EXPORTER, lambda data, x: EXPORTER.run(data, (x,))[0])
+    model = compress.compress(nn.Sequential(nn.Linear(8, 16), middle, nn.Linear(16, 8)), Recipe((Rule(Int8()),)), inputs)
+    save(model, folder / "model.pt", example_inputs=inputs, calibration=[inputs])
+    return compare_layers(load(folder / "model.pt"), Activations.STATIC, EXPORTER, lambda data, x: EXPORTER.run(data, (x,))[0])
+
+
+def test_an_operator_without_an_exact_rule_is_judged_by_itself(tmp_path: Path) -> None:
+    layers = compared(nn.Softmax(1), tmp_path)
     assert [(found.name, found.exact) for found in layers] == [("0", True), ("softmax", False), ("2", True)]
     check = judge_layers("all", layers)
     assert check.passed
     assert check.found.startswith("2 of 2 exact layers bit-identical; softmax: ")
     assert check.limit == "bit-identical, others SQNR >= 60 dB"
+
+
+@pytest.mark.parametrize("inexact", ["linear", "relu"])
+def test_a_layer_and_the_clamp_that_joins_it_are_one(inexact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qn_deploy.verify.layers.inexact_operators", lambda exported: [inexact])
+    assert [(found.name, found.exact) for found in compared(nn.ReLU(), tmp_path)] == [("0", False), ("2", True)]
 
 
 def test_of_a_program_that_is_not_static_each_layer_is_close_to_the_simulation(model: Any) -> None:
