@@ -11,8 +11,8 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
 from qn_deploy.compress.weights import CompressedWeight, IntWeight
-from qn_deploy.program.insert import INT8_SUFFIX, buffer, look_up_rows
-from qn_deploy.program.lower import LINEAR, Lowered, dynamic_shapes
+from qn_deploy.program.insert import INT8_SUFFIX, LINEAR, buffer, look_up_rows
+from qn_deploy.program.lower import Lowered, dynamic_shapes
 from qn_deploy.program.program import Batch
 
 AT_A_TIME = 1 << 19  # weights that are looked up at a time, 2 MiB in float32: more is slower, fewer grow the file

@@ -12,7 +12,8 @@ from onnx_ir.passes import common
 from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.program.exporter import DEFAULT, Options, Written
-from qn_deploy.program.lower import LAYERS, Activations, Lowered, input_names, lower
+from qn_deploy.program.insert import LAYERS
+from qn_deploy.program.lower import Activations, Lowered, input_names, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 

@@ -14,7 +14,10 @@ from qn_deploy.compress.packing import code_pairs, code_rows, packs_rows, row_of
 from qn_deploy.compress.weights import INT8_MAX, CompressedWeight, PQWeight
 
 aten = torch.ops.aten
+LINEAR = aten.linear.default
+CONVOLUTIONS = (aten.conv2d.default, aten.conv1d.default, aten.convolution.default, aten.conv2d.padding, aten.conv1d.padding)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input)
+LAYERS = (LINEAR, *CONVOLUTIONS, *TRANSPOSED)  # what runtimes compute with int8 weights
 INT8_SUFFIX = "_int8"  # "conv.weight" is stored as the buffer "conv.weight_int8"
 CODE_PAIRS = "qn_code_pairs"  # the buffer with which packed codes are looked up
 

@@ -20,8 +20,9 @@ from qn_deploy.errors import InputError
 from qn_deploy.program.build import describe as describe_weights
 from qn_deploy.program.curves import CLAMPS, CURVES
 from qn_deploy.program.exporter import Exporter, find_exporters
+from qn_deploy.program.insert import LAYERS
 from qn_deploy.program.integer import IntegerReference, Quantized, as_float, inexact_operators
-from qn_deploy.program.lower import LAYERS, Activations, dynamic_shapes, lower
+from qn_deploy.program.lower import Activations, dynamic_shapes, lower
 from qn_deploy.program.program import Batch, Golden, Program
 from qn_deploy.program.rules import Rules
 from qn_deploy.program.store import load
