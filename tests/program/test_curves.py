@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from qn_deploy.compress.weights import IntWeight
 from qn_deploy.program.curves import are_certain, clamp_bounds, curve_steps, function_of, is_certain
 from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.integer import IntegerReference, inexact_operators
+from qn_deploy.program.integer import inexact_operators
 from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.program import Program
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.rules import Grid
 
 aten = torch.ops.aten
 MakeProgram = Callable[..., Program]
+AssertExact = Callable[[Program, Batch], None]
 
 
 def grid(scale: float, zero: int) -> Grid:
@@ -95,16 +96,11 @@ class Curves(nn.Module):
         return tuple(behind(function(before(x))) for before, function, behind in layers)
 
 
-def test_activations_are_bit_identical_in_both_runtimes(make_program: MakeProgram) -> None:
+def test_activations_are_bit_identical_in_both_runtimes(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     identity, model = IntWeight.from_float(torch.eye(4)[:, :, None, None]), Curves()
     x = (torch.linspace(-7.3, 8.1, 1024).reshape(4, 4, 8, 8),)
     program = make_program(model, x, {name: identity for name, _ in model.named_parameters()})
-    for exporter in find_exporters().values():
-        written = exporter.write(program, Activations.STATIC)
-        assert inexact_operators(written.lowered.exported) == []
-        (found,) = exporter.run(written.data, (x,))
-        for one, other in zip(found, IntegerReference(written.lowered.exported, exporter.rules)(x), strict=True):
-            assert torch.equal(one, other)
+    assert_exact(program, x)
 
 
 class Ends(nn.Module):

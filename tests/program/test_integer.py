@@ -15,6 +15,7 @@ from qn_deploy.program.rules import ONNXRUNTIME, XNNPACK, Rules
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
+AssertExact = Callable[[Program, Batch], None]
 Write = Callable[[str, str, Activations], Written]
 
 Q = torch.ops.quantized_decomposed
@@ -108,16 +109,11 @@ class Pairs(nn.Module):
         return a + b, torch.relu(a + b), a * b, one * a, a + one
 
 
-def test_sums_and_products_are_bit_identical_in_both_runtimes(make_program: MakeProgram) -> None:
+def test_sums_and_products_are_bit_identical_in_both_runtimes(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     torch.manual_seed(5)
     x = torch.randn(64, 64, 16, 16) * 3 + 1, torch.randn(64, 64, 16, 16) * 0.7 - 0.5
     program = make_program(Pairs(), x, {})
-    for exporter in find_exporters().values():
-        written = exporter.write(program, Activations.STATIC)
-        assert inexact_operators(written.lowered.exported) == []
-        (found,) = exporter.run(written.data, (x,))
-        for one, other in zip(found, IntegerReference(written.lowered.exported, exporter.rules)(x), strict=True):
-            assert torch.equal(one, other)
+    assert_exact(program, x)
 
 
 class Scaled(nn.Module):
@@ -147,14 +143,11 @@ class Up(nn.Module):
         return {name: IntWeight.from_float(value, per_channel=False) for name, value in self.named_parameters() if name.endswith("weight")}
 
 
-def test_transposed_convolutions_are_bit_identical_in_both_runtimes(make_program: MakeProgram) -> None:
+def test_transposed_convolutions_are_bit_identical_in_both_runtimes(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     torch.manual_seed(0)
     x, model = (torch.randn(32, 16, 12, 12) * 9,), Up(16)
     program = make_program(model, x, model.weights())
-    for exporter in find_exporters().values():
-        written = exporter.write(program, Activations.STATIC)
-        assert inexact_operators(written.lowered.exported) == []
-        assert torch.equal(exporter.run(written.data, (x,))[0][0], IntegerReference(written.lowered.exported, exporter.rules)(x)[0])
+    assert_exact(program, x)
 
 
 def test_a_transposed_convolution_of_more_than_float32_holds_is_reported_as_inexact(make_program: MakeProgram) -> None:
