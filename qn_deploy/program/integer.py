@@ -27,7 +27,7 @@ from qn_deploy.program.curves import CLAMPS, CURVES, Function, are_certain, clam
 from qn_deploy.program.insert import TRANSPOSED
 from qn_deploy.program.program import Batch
 from qn_deploy.program.rules import Grid, PairRule, Rules
-from qn_deploy.program.settle import computes_int8, is_settled, pair_rule, range_behind
+from qn_deploy.program.settle import computes_int8, is_quantized, is_settled, pair_rule, range_behind
 
 _decomposed = torch.ops.quantized_decomposed
 _aten = torch.ops.aten
@@ -215,7 +215,7 @@ def _is_exact(node: Any, exported: ExportedProgram) -> bool:
     if node.target in TRANSPOSED:
         return _fits_float(node, exported)
     if node.target is _aten.adaptive_avg_pool2d.default:
-        return list(node.args[1]) == [1, 1] and _is_quantized(node.args[0])
+        return list(node.args[1]) == [1, 1] and is_quantized(node.args[0])
     if computes_int8(node) and range_behind(node):
         return is_settled(node)
     if node.target in CLAMPS:  # of floats it is the same in each runtime, and so it is in the steps of the layer that it joins
@@ -224,15 +224,11 @@ def _is_exact(node: Any, exported: ExportedProgram) -> bool:
     return computes_int8(node) and node.target not in CURVES  # a sum or a product of floats
 
 
-def _is_quantized(node: Any) -> bool:
-    return getattr(node, "target", None) is _decomposed.dequantize_per_tensor.default
-
-
 def _fits_float(layer: Any, exported: ExportedProgram) -> bool:
     """True if no sum of a transposed layer is beyond 2^24: onnxruntime sums its integers in float32."""
     x, weight, bias, *rest = layer.args if len(layer.args) > 2 else (*layer.args, None)
     constants = {**exported.graph_signature.inputs_to_buffers, **exported.graph_signature.inputs_to_parameters}
-    if not (_is_quantized(x) and _is_quantized(weight) and range_behind(layer, CLAMPS)):
+    if not (is_quantized(x) and is_quantized(weight) and range_behind(layer, CLAMPS)):
         return False
     values = exported.state_dict[constants[weight.args[0].name]].double().abs()
     largest = torch.full((1, len(values), *(2 * size for size in values.shape[2:])), 255.0, dtype=torch.float64)

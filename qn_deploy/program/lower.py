@@ -26,7 +26,8 @@ from qn_deploy.compress.weights import CompressedWeight
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.program.insert import CONVOLUTIONS, LAYERS, LINEAR, TRANSPOSED, insert_weights
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.static import calibrate, is_quantized, snap_biases
+from qn_deploy.program.settle import is_quantized
+from qn_deploy.program.static import calibrate, snap_biases
 
 
 class Activations(str, Enum):

@@ -46,7 +46,12 @@ def is_settled(node: Node) -> bool:
 def computes_int8(node: Node) -> bool:
     """True for a sum, product or activation whose operands are all int8 tensors."""
     operands = node.args if node.target in (*_ADDS, *_MULS) else node.args[:1] if node.target in CURVES else ()
-    return bool(operands) and not node.kwargs and all(getattr(operand, "target", None) is _DEQUANTIZE for operand in operands)
+    return bool(operands) and not node.kwargs and all(is_quantized(operand) for operand in operands)
+
+
+def is_quantized(value: Any) -> bool:
+    """True for a node that dequantizes an activation."""
+    return getattr(value, "target", None) is _DEQUANTIZE
 
 
 def range_behind(node: Node, joined: tuple[Any, ...] = RELUS) -> tuple[float, int] | None:

@@ -18,7 +18,7 @@ from qn_deploy.errors import ExportError
 from qn_deploy.program.curves import CLAMPS, CURVES
 from qn_deploy.program.insert import LAYERS, buffer
 from qn_deploy.program.program import Program
-from qn_deploy.program.settle import settle
+from qn_deploy.program.settle import is_quantized, settle
 from qn_deploy.quiet import quiet
 
 aten = torch.ops.aten
@@ -142,8 +142,3 @@ def snap_biases(graph_module: GraphModule, weights: dict[str, CompressedWeight])
             value = operator.attrgetter(bias.target)(graph_module).detach()
             with graph_module.graph.inserting_before(node):
                 node.replace_input_with(bias, buffer(graph_module, f"{bias.target}_snapped", (value / scale).round() * scale))
-
-
-def is_quantized(value: Any) -> bool:
-    """True for a node that dequantizes an activation."""
-    return getattr(value, "target", None) is torch.ops.quantized_decomposed.dequantize_per_tensor.default
