@@ -25,6 +25,7 @@ from qn_deploy.program.integer import IntegerReference, Quantized, as_float, ine
 from qn_deploy.program.lower import Activations, dynamic_shapes, lower
 from qn_deploy.program.program import Batch, Golden, Program
 from qn_deploy.program.rules import Rules
+from qn_deploy.program.settle import is_quantized
 from qn_deploy.program.store import load
 from qn_deploy.verify.devices.device import Device
 from qn_deploy.verify.devices.run import Timed, run_on
@@ -33,8 +34,8 @@ from qn_deploy.verify.judge import Check, describe
 from qn_deploy.verify.ladder import Report
 from qn_deploy.verify.numerics import Agreement, compare
 
-_aten, _decomposed = torch.ops.aten, torch.ops.quantized_decomposed
-_QUANTIZE, _DEQUANTIZE = _decomposed.quantize_per_tensor.default, _decomposed.dequantize_per_tensor.default
+_aten = torch.ops.aten
+_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _OTHERS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.adaptive_avg_pool2d.default, _aten.cat.default)
 
 MIN_SQNR_DB = 60.0  # of one layer: floats in another order lie above 120 dB, what is quantized in one place only below 50
@@ -98,8 +99,8 @@ class _Forced(IntegerReference):
         super().__init__(exported, rules)
         output: Any = next(node for node in self.graph.nodes if node.op == "output")
         ends = [node.args[0] if index < negated else node for index, node in enumerate(output.args[0])]
-        self.steps = [float(node.args[1]) if node.target is _DEQUANTIZE else None for node in ends]
-        self._sources = [node.args[0] if node.target is _DEQUANTIZE else node for node in ends]  # of a static layer, its integers
+        self.steps = [float(node.args[1]) if is_quantized(node) else None for node in ends]
+        self._sources = [node.args[0] if is_quantized(node) else node for node in ends]  # of a static layer, its integers
         self._found = dict(zip(self._sources, found, strict=True))
         self._computed: dict[Node, Tensor] = {}
 
