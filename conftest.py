@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy import compress, save
-from qn_deploy.compress import Compressed
+from qn_deploy.compression import Compressed
 from qn_deploy.recipe import Recipe, Rule, Table
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)

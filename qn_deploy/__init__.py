@@ -14,7 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qn_deploy import compress, noise, recipe
+    from qn_deploy import compression as compress
+    from qn_deploy import noise, recipe
     from qn_deploy.program.store import load, save
 
 __all__ = ["compress", "load", "noise", "recipe", "save"]
@@ -23,6 +24,8 @@ __all__ = ["compress", "load", "noise", "recipe", "save"]
 def __getattr__(name: str) -> Any:
     if name in ("load", "save"):
         return getattr(importlib.import_module("qn_deploy.program.store"), name)
+    if name == "compress":
+        return importlib.import_module("qn_deploy.compression")
     if name in __all__:
         return importlib.import_module(f"qn_deploy.{name}")
     raise AttributeError(f"module 'qn_deploy' has no attribute {name!r}")

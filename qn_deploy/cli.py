@@ -96,11 +96,11 @@ def export(
 
     from rich.console import Console
 
-    from qn_deploy.program import build
+    from qn_deploy.exporting import export as build
+    from qn_deploy.exporting.exporter import Options
+    from qn_deploy.lowering.lower import Activations, choose_activations
+    from qn_deploy.lowering.narrow import narrow
     from qn_deploy.program.calibration import load_calibration
-    from qn_deploy.program.exporter import Options
-    from qn_deploy.program.lower import Activations, choose_activations
-    from qn_deploy.program.narrow import narrow
     from qn_deploy.program.store import load
     from qn_deploy.report.tables import print_build
 
@@ -140,13 +140,13 @@ def verify(context: click.Context, build: Path, as_json: bool, min_sqnr: float |
     from rich.console import Console
 
     from qn_deploy.report.tables import print_report
-    from qn_deploy.verify.devices.find import CPU, open_device
-    from qn_deploy.verify.ladder import verify as climb
+    from qn_deploy.verification.devices.find import CPU, open_device
+    from qn_deploy.verification.ladder import verify as climb
 
     devices = tuple(open_device(name) for name in names if name != CPU)  # this machine runs them anyway
     report = climb(build, min_sqnr, progress, devices)
     if layers is not None:
-        from qn_deploy.verify.layers import check_layers
+        from qn_deploy.verification.layers import check_layers
 
         report = check_layers(report, layers, devices, progress)
     progress("")
@@ -166,7 +166,7 @@ def devices(context: click.Context) -> None:
         from rich.console import Console
 
         from qn_deploy.report.tables import print_devices
-        from qn_deploy.verify.devices.find import list_devices
+        from qn_deploy.verification.devices.find import list_devices
 
         print_devices(Console(), list_devices())
 
@@ -178,7 +178,7 @@ def setup(kind: str) -> None:
 
     Debian packages and wheels go to the cache folder; no root is needed.
     """
-    from qn_deploy.verify.devices.bundle import build_bundle
+    from qn_deploy.verification.devices.bundle import build_bundle
 
     progress = _progress()
     folder = build_bundle(qemu=kind == "qemu", progress=progress)
@@ -191,8 +191,8 @@ def setup(kind: str) -> None:
 @click.option("--out", type=PATH, required=True, help="The .pte to write.")
 def unpack(container: Path, out: Path) -> None:
     """Rebuild the plain stock .pte from CONTAINER (a model.stock.qnz of export), byte for byte."""
+    from qn_deploy.exporting.exporter import find_exporters
     from qn_deploy.files import read_bytes, write_atomic
-    from qn_deploy.program.exporter import find_exporters
 
     data = read_bytes(container)
     try:
@@ -209,7 +209,7 @@ def inspect(model: Path) -> None:
     """Show what MODEL (a model.pt) holds: each compressed weight, its tables and bytes, and what was left."""
     from rich.console import Console
 
-    from qn_deploy.program.build import describe
+    from qn_deploy.exporting.export import describe
     from qn_deploy.program.store import load
     from qn_deploy.report.tables import print_left, print_weights
 

@@ -14,17 +14,17 @@ from rich.table import Table as TextTable
 from torch import Tensor, nn
 
 from qn_deploy import noise
-from qn_deploy.compress import IPQ, CompressedWeight, Progress, compress, ipq
+from qn_deploy.compression import IPQ, CompressedWeight, Progress, compress, ipq
+from qn_deploy.exporting import export as build
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import Manifest
 from qn_deploy.files import make_folder
-from qn_deploy.program import build
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.manifest import Manifest
+from qn_deploy.lowering.lower import Activations, lower
 from qn_deploy.program.program import Program
 from qn_deploy.program.store import save
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
 from qn_deploy.report.tables import print_build, print_report, size
-from qn_deploy.verify.ladder import verify
+from qn_deploy.verification.ladder import verify
 
 SEED = 0
 EPOCHS, BATCH = 30, 64

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
+from qn_deploy.exporting.exporter import Written, find_exporters
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
-from qn_deploy.program.exporter import Written, find_exporters
-from qn_deploy.program.lower import Activations
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 F = nn.functional
 torch.set_num_threads(1)

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qn_deploy.compress import compress
+from qn_deploy.compression import compress
 from qn_deploy.errors import ToolchainError
 from qn_deploy.recipe import Recipe, Rule, Table
-from qn_deploy.verify.devices.bundle import find_bundle
+from qn_deploy.verification.devices.bundle import find_bundle
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())

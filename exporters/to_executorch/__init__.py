@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qn_deploy.program.exporter import NO_PARTS
+from qn_deploy.exporting.exporter import NO_PARTS
+from qn_deploy.lowering.rules import XNNPACK
 from qn_deploy.program.program import Batch
-from qn_deploy.program.rules import XNNPACK
 
 from . import read
 from .pte import to_stock
@@ -16,7 +16,7 @@ from .write import write
 
 
 class ExecutorchExporter:
-    """The exporter for ExecuTorch; see `qn_deploy.program.exporter.Exporter`."""
+    """The exporter for ExecuTorch; see `qn_deploy.exporting.exporter.Exporter`."""
 
     filename = "model.pte"
     runtime = "ExecuTorch XNNPACK"

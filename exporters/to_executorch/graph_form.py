@@ -10,10 +10,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight
-from qn_deploy.program.insert import INT8_SUFFIX, LINEAR, buffer, look_up_rows
-from qn_deploy.program.lower import Lowered, dynamic_shapes
+from qn_deploy.lowering.insert import INT8_SUFFIX, LINEAR, buffer, look_up_rows
+from qn_deploy.lowering.lower import Lowered, dynamic_shapes
 from qn_deploy.program.program import Batch
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight
 
 AT_A_TIME = 1 << 19  # weights that are looked up at a time, 2 MiB in float32: more is slower, fewer grow the file
 _aten = torch.ops.aten

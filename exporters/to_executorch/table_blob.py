@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qn_deploy.compress.packing import pack_halves, unpack_halves
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.recipe.methods import MAX_CENTROIDS, code_bits
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.packing import pack_halves, unpack_halves
 
 MAGIC = b"\x89QNTABLE" + sha256(b"qn-deploy table blob").digest()[:8]
 VERSION = 2

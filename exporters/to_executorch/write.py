@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from qn_deploy.compress.weights import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import DEFAULT, Options, Written
-from qn_deploy.program.insert import INT8_SUFFIX, TRANSPOSED
-from qn_deploy.program.lower import Activations, Lowered, input_names, lower
+from qn_deploy.exporting.exporter import DEFAULT, Options, Written
+from qn_deploy.lowering.insert import INT8_SUFFIX, TRANSPOSED
+from qn_deploy.lowering.lower import Activations, Lowered, input_names, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
+from qn_deploy.weights.compressed import INT8_MAX, IntWeight, PQWeight
 
 from .graph_form import look_up_late, look_up_weights
 from .pte import named_data, to_tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qn_deploy.program.rules import ONNXRUNTIME
+from qn_deploy.lowering.rules import ONNXRUNTIME
 
 from . import read, shell
 from .runner import RUNNER
@@ -10,7 +10,7 @@ from .write import write
 
 
 class OnnxExporter:
-    """The exporter for onnxruntime; see `qn_deploy.program.exporter.Exporter`."""
+    """The exporter for onnxruntime; see `qn_deploy.exporting.exporter.Exporter`."""
 
     filename = "model.onnx"
     runtime = "onnxruntime"

@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 import onnx
 
-from qn_deploy.program.lower import Activations, Lowered
-from qn_deploy.program.narrow import EXACT_IN_PAIRS
+from qn_deploy.lowering.lower import Activations, Lowered
+from qn_deploy.lowering.narrow import EXACT_IN_PAIRS
 from qn_deploy.program.program import Program
 
 PREFIX = "qn_deploy."

@@ -9,13 +9,13 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import DEFAULT, Options, Written
-from qn_deploy.program.insert import LAYERS
-from qn_deploy.program.lower import Activations, Lowered, input_names, lower
+from qn_deploy.exporting.exporter import DEFAULT, Options, Written
+from qn_deploy.lowering.insert import LAYERS
+from qn_deploy.lowering.lower import Activations, Lowered, input_names, lower
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 from . import linears, passes, shell, transposed
 from .fusions import check_fusions

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from qn_deploy.compress.apply import Target, no_table, targets
+from qn_deploy.compression.apply import Target, no_table, targets
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.noise.activations import remove_activations
 from qn_deploy.noise.functions import Noise

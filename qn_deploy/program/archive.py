@@ -23,8 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from qn_deploy.compress.packing import pack_halves, unpack_halves
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.files import read_bytes, write_atomic
 from qn_deploy.program.allow_list import is_path
@@ -33,6 +31,8 @@ from qn_deploy.program.graph_json import dump_graph, first_line, load_graph
 from qn_deploy.program.program import Batch, Golden, Program
 from qn_deploy.recipe import Recipe
 from qn_deploy.recipe.methods import code_bits
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.weights.packing import pack_halves, unpack_halves
 
 Tensors = dict[str, Tensor]
 _PREFIXES = ("", "residual_")  # of the names of the first and second table of a weight

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from qn_deploy.compress.layers import bake, compressed_weights
+from qn_deploy.compression.layers import bake, compressed_weights
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.program.program import Batch, Golden, Program
 from qn_deploy.recipe import Recipe

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from qn_deploy.compress.weights import CompressedWeight
 from qn_deploy.recipe import Recipe
+from qn_deploy.weights.compressed import CompressedWeight
 
 Batch = tuple[Tensor, ...]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from qn_deploy.compress import Compressed
+from qn_deploy.compression import Compressed
 from qn_deploy.program.archive import read_program, write_program
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program

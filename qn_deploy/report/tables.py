@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qn_deploy.program.manifest import Manifest, WeightEntry
-from qn_deploy.verify.devices.find import Found
-from qn_deploy.verify.ladder import Report
+from qn_deploy.exporting.manifest import Manifest, WeightEntry
+from qn_deploy.verification.devices.find import Found
+from qn_deploy.verification.ladder import Report
 
 _VERDICT = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "-"}
 

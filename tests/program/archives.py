@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
 from qn_deploy.errors import InputError
 from qn_deploy.program.archive import read_program
 from qn_deploy.program.container import pack, unpack
 from qn_deploy.program.program import Batch, Golden, Program
 from qn_deploy.recipe import conv_net
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 torch.set_num_threads(1)
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.lowering.integer import IntegerReference, inexact_operators
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.archive import program_to_bytes
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.integer import IntegerReference, inexact_operators
-from qn_deploy.program.lower import Activations
 from qn_deploy.program.program import Batch, Program
 from tests.program.archives import conv_program, words_program
 

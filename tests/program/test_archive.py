@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import InputError
 from qn_deploy.program.archive import program_from_bytes, program_to_bytes, read_program, write_program
 from qn_deploy.program.container import unpack
 from qn_deploy.program.program import Golden, Program
 from qn_deploy.recipe import Int4
+from qn_deploy.weights.compressed import IntWeight, PQWeight
 from tests.program.archives import ConvNet, conv_program, make_program, random_table, run, same, words_program
 
 

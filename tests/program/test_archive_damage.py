@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import InputError
 from qn_deploy.program.archive import program_to_bytes, read_program
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
 from tests.program.archives import Graph, forge, refusal, saved
 
 

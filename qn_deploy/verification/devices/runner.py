@@ -1,0 +1,72 @@
+"""What an exporter brings for devices: a program that runs its files there, built from the arm64 wheel of its runtime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from qn_deploy.errors import ToolchainError
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.verification.devices.device import call
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The attribute `runner` of an exporter whose programs run on devices; an exporter without it runs on this machine only.
+
+    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes the files that `tensors` describes, and prints one line of JSON,
+    {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of standard error that says why.
+
+    Attributes:
+        program: its file name in the bundle's bin folder.
+        package: the distribution whose wheel holds the runtime.
+        wheels: sha256 of the aarch64 wheel for CPython 3.11 by version.
+        sources: folder of the sources that `build` compiles.
+        build: (compiler, unpacked wheel, bundle folder): puts the program into bin and libraries into lib.
+        options: what the program is given always.
+        plain: the option that turns rewriting of the graph off; empty if there is none.
+    """
+
+    program: str
+    package: str
+    wheels: dict[str, str]
+    sources: Path
+    build: Callable[[tuple[str, ...], Path, Path], None]
+    options: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """The version of the runtime, on the device as on this machine.
+
+        Raises:
+            ToolchainError: no wheel of this version is pinned.
+        """
+        installed = version(self.package)
+        if installed not in self.wheels:
+            raise ToolchainError(
+                f"{self.package} {installed} is installed, and devices take the same version by its sha256; known are "
+                f"{', '.join(self.wheels)}. Install one of them: pip install {self.package}=={list(self.wheels)[-1]}"
+            )
+        return installed
+
+
+def find_runners() -> dict[str, Runner]:
+    """The runners of the installed exporters by the exporter's name."""
+    runners = {name: getattr(exporter, "runner", None) for name, exporter in find_exporters().items()}
+    return {name: runner for name, runner in runners.items() if isinstance(runner, Runner)}
+
+
+def compile_for_device(command: tuple[str, ...]) -> None:
+    """Runs a compiler.
+
+    Raises:
+        ToolchainError: it fails; with the first error that it printed.
+    """
+    ended = call(command)
+    if ended.code:
+        errors = [line for line in ended.err.splitlines() if re.search(r"error|cannot find|undefined", line)]
+        raise ToolchainError(f"{command[0]} {ended.ending}: {(errors or ended.err.splitlines() or ['no message'])[0].strip()}")
