@@ -65,7 +65,7 @@ def random_program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Act
     fold_batchnorm(model, (x,))
     weights: dict[str, CompressedWeight] = {}
     for slot in compressible(model):
-        method = recipe.method_for(slot.name, slot.module)
+        method = recipe.method_for(slot.site)
         if not isinstance(method, Float):
             weights[slot.name] = _random(slot.weight, method, per_row=not isinstance(slot.module, ONE_SCALE))
             with torch.no_grad():

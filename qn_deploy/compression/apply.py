@@ -148,7 +148,7 @@ def targets(model: nn.Module, recipe: Recipe) -> tuple[list[Target], dict[str, s
     found, left = [], {}
     for key, places in slots.items():
         first = places[0]
-        method = recipe.method_for(first.name, first.module)
+        method = recipe.method_for(first.site)
         if isinstance(method, Float):
             continue
         known = {slot.name for slot in places}
