@@ -86,50 +86,140 @@ QN_AVX2 inline int32_t total(__m256i sums) {
   return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
 
-// ROWS rows of x by OUTS rows of w. Products of 16 bits: those of bytes (pmaddubsw) would saturate.
-template <int ROWS, int OUTS>
-QN_AVX2 void block(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t w_stride, int64_t depth, int32_t* sums, int64_t sums_stride) {
-  __m256i sum[ROWS][OUTS];
-  for (int r = 0; r < ROWS; ++r) {
-    for (int o = 0; o < OUTS; ++o) sum[r][o] = _mm256_setzero_si256();
+// One row of x by OUTS rows of w. Products of 16 bits: those of bytes (pmaddubsw) would saturate.
+template <int OUTS>
+QN_AVX2 void row(const int8_t* x, const int8_t* w, int64_t w_stride, int64_t depth, int32_t* sums) {
+  __m256i sum[OUTS];
+  for (int o = 0; o < OUTS; ++o) sum[o] = _mm256_setzero_si256();
+  for (int64_t k = 0; k < depth; k += 16) {
+    const __m256i values = widened(x + k);
+    for (int o = 0; o < OUTS; ++o) sum[o] = _mm256_add_epi32(sum[o], _mm256_madd_epi16(values, widened(w + o * w_stride + k)));
   }
-  int64_t k = 0;
-  for (; k + 16 <= depth; k += 16) {
-    __m256i values[ROWS];
-    for (int r = 0; r < ROWS; ++r) values[r] = widened(x + r * x_stride + k);
-    for (int o = 0; o < OUTS; ++o) {
-      const __m256i weights = widened(w + o * w_stride + k);
-      for (int r = 0; r < ROWS; ++r) sum[r][o] = _mm256_add_epi32(sum[r][o], _mm256_madd_epi16(values[r], weights));
+  for (int o = 0; o < OUTS; ++o) sums[o] += total(sum[o]);
+}
+
+// A panel is int16 [depth / 2][16][2]: pairs of weights of sixteen rows, these in the order 0-3, 8-11, 4-7, 12-15.
+constexpr int64_t kPanelRows = 16;
+
+// ROWS rows of x, int16 [.][kDepth], by a panel.
+template <int ROWS>
+QN_AVX2 void panel_rows(const int16_t* x, const int16_t* panel, int64_t depth, int32_t* sums, int64_t sums_stride) {
+  __m256i sum[ROWS][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+  for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelRows) {
+    const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel));
+    const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + kPanelRows));
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      int32_t pair;
+      __builtin_memcpy(&pair, x + r * kDepth + k, sizeof pair);
+      const __m256i values = _mm256_set1_epi32(pair);
+      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(values, first));
+      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(values, second));
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
-    for (int o = 0; o < OUTS; ++o) {
-      int32_t rest = total(sum[r][o]);
-      for (int64_t i = k; i < depth; ++i) rest += x[r * x_stride + i] * w[o * w_stride + i];
-      sums[r * sums_stride + o] += rest;
+    __m256i* to = reinterpret_cast<__m256i*>(sums + r * sums_stride);
+    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_permute2x128_si256(sum[r][0], sum[r][1], 0x20)));
+    _mm256_storeu_si256(to + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 1), _mm256_permute2x128_si256(sum[r][0], sum[r][1], 0x31)));
+  }
+}
+
+QN_AVX2 void multiply_panel(const int16_t* x, int64_t rows, const int16_t* panel, int64_t depth, int32_t* sums, int64_t sums_stride) {
+  int64_t r = 0;
+  for (; r + 6 <= rows; r += 6) panel_rows<6>(x + r * kDepth, panel, depth, sums + r * sums_stride, sums_stride);
+  for (; r + 2 <= rows; r += 2) panel_rows<2>(x + r * kDepth, panel, depth, sums + r * sums_stride, sums_stride);
+  if (r < rows) panel_rows<1>(x + r * kDepth, panel, depth, sums + r * sums_stride, sums_stride);
+}
+
+// int16 [rows][kDepth] from int8.
+QN_AVX2 void widen(const int8_t* x, int64_t rows, int64_t depth, int16_t* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < depth; k += 16) _mm256_store_si256(reinterpret_cast<__m256i*>(to + r * kDepth + k), widened(x + r * kDepth + k));
+  }
+}
+
+// A panel from sixteen rows of int8: eight rows by eight pairs are transposed at a time.
+QN_AVX2 void pack(const int8_t* w, int64_t w_stride, int64_t depth, int16_t* panel) {
+  constexpr int kOrder[2][8] = {{0, 1, 2, 3, 8, 9, 10, 11}, {4, 5, 6, 7, 12, 13, 14, 15}};
+  for (int64_t k = 0; k < depth; k += 16) {
+    for (int half = 0; half < 2; ++half) {
+      __m256i a[8], b[8];
+      for (int i = 0; i < 8; ++i) a[i] = widened(w + kOrder[half][i] * w_stride + k);
+      for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+      for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]), a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]), a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+      }
+      for (int i = 0; i < 4; ++i) {
+        __m256i* to = reinterpret_cast<__m256i*>(panel + ((k / 2 + i) * 2 + half) * kPanelRows);
+        _mm256_store_si256(to, _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
+        _mm256_store_si256(to + 8, _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
+      }
     }
   }
 }
 
+int16_t* aligned(int16_t* scratch) { return scratch + (32 - reinterpret_cast<uintptr_t>(scratch) % 32) / 2 % 16; }
+
 QN_AVX2 void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, int64_t outs, int64_t w_stride, int64_t depth, int32_t* sums,
-                      int64_t sums_stride) {
-  for (int64_t o = 0; o < outs;) {
+                      int64_t sums_stride, int16_t* scratch) {
+  int64_t o = 0;
+  if (rows >= kManyRows && outs >= kPanelRows) {
+    int16_t *values = aligned(scratch), *panel = values + kDecodeRows * kDepth;
+    widen(x, rows, depth, values);
+    for (; o + kPanelRows <= outs; o += kPanelRows) {
+      pack(w + o * w_stride, w_stride, depth, panel);
+      multiply_panel(values, rows, panel, depth, sums + o, sums_stride);
+    }
+  }
+  for (; o < outs;) {
     const bool four = o + 4 <= outs;
-    const int8_t* weights = w + o * w_stride;
-    for (int64_t r = 0; r < rows;) {
-      const bool two = r + 2 <= rows;
-      int32_t* to = sums + r * sums_stride + o;
-      const auto run = four ? two ? block<2, 4> : block<1, 4> : two ? block<2, 1> : block<1, 1>;
-      run(x + r * x_stride, x_stride, weights, w_stride, depth, to, sums_stride);
-      r += two ? 2 : 1;
+    for (int64_t r = 0; r < rows; ++r) {
+      (four ? row<4> : row<1>)(x + r * x_stride, w + o * w_stride, w_stride, depth, sums + r * sums_stride + o);
     }
     o += four ? 4 : 1;
   }
 }
 
+QN_AVX2 inline __m256i sign_extended(__m256i low_bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(low_bytes, 8), 8); }
+
+// The panels of the four times sixteen rows of a tile, straight from the codes.
+QN_AVX2 void multiply_tile(const int8_t* x, int64_t rows, const uint8_t* codes, const int16_t* const* planes, int64_t groups, int64_t d, int32_t* sums,
+                           int64_t sums_stride, int16_t* scratch) {
+  const __m256i code = _mm256_set1_epi16(15);
+  int16_t *values = aligned(scratch), *panels = values + kDecodeRows * kDepth;
+  const int64_t depth = groups * 4 * d, panel_size = depth * kPanelRows;
+  widen(x, rows, (depth + 15) / 16 * 16, values);
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int n = 0; n < 4; ++n) {
+      const int16_t* plane = planes[4 * group + n];
+      for (int64_t j = 0; j < d; j += 2) {
+        const __m256i lines[2] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(plane + j * 16)),
+                                  _mm256_loadu_si256(reinterpret_cast<const __m256i*>(plane + (j + 1) * 16))};
+        // The entries as bytes, sixteen in each half of the register.
+        const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(lines[0], lines[1]), 0xd8);
+        const __m256i even = _mm256_permute2x128_si256(bytes, bytes, 0x00), odd = _mm256_permute2x128_si256(bytes, bytes, 0x11);
+        int16_t* to = panels + ((4 * group + n) * d + j) * kPanelRows;
+        for (int v = 0; v < 4; ++v, to += panel_size) {
+          const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * v));
+          const __m256i i = _mm256_and_si256(_mm256_srl_epi16(q, _mm_cvtsi32_si128(4 * n)), code);
+          const __m256i first = sign_extended(_mm256_shuffle_epi8(even, i)), second = sign_extended(_mm256_shuffle_epi8(odd, i));
+          _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_unpacklo_epi16(first, second));
+          _mm256_store_si256(reinterpret_cast<__m256i*>(to + kPanelRows), _mm256_unpackhi_epi16(first, second));
+        }
+      }
+    }
+    codes += 2 * 64;
+  }
+  for (int v = 0; v < 4; ++v) multiply_panel(values, rows, panels + v * panel_size, depth, sums + v * kPanelRows, sums_stride);
+}
+
 }  // namespace
 
-const Path kAvx2 = {"avx2", supported, INT64_MAX, look_up, build, multiply};
+const Path kAvx2 = {"avx2", supported, {6, 24, INT64_MAX}, look_up, build, multiply, multiply_tile};
 
 }  // namespace qn
 #endif

@@ -113,8 +113,7 @@ QN_AVX512 void block(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t
     extra[o] = _mm512_setzero_si512();
     for (int r = 0; r < ROWS; ++r) sum[r][o] = _mm512_setzero_si512();
   }
-  int64_t k = 0;
-  for (; k + 64 <= depth; k += 64) {
+  for (int64_t k = 0; k < depth; k += 64) {
     __m512i values[ROWS];
     for (int r = 0; r < ROWS; ++r) values[r] = _mm512_xor_si512(_mm512_loadu_si512(x + r * x_stride + k), offset);
     for (int o = 0; o < OUTS; ++o) {
@@ -124,16 +123,12 @@ QN_AVX512 void block(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t
     }
   }
   for (int r = 0; r < ROWS; ++r) {
-    for (int o = 0; o < OUTS; ++o) {
-      int32_t total = _mm512_reduce_add_epi32(_mm512_sub_epi32(sum[r][o], extra[o]));
-      for (int64_t i = k; i < depth; ++i) total += x[r * x_stride + i] * w[o * w_stride + i];
-      sums[r * sums_stride + o] += total;
-    }
+    for (int o = 0; o < OUTS; ++o) sums[r * sums_stride + o] += _mm512_reduce_add_epi32(_mm512_sub_epi32(sum[r][o], extra[o]));
   }
 }
 
 QN_AVX512 void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, int64_t outs, int64_t w_stride, int64_t depth, int32_t* sums,
-                        int64_t sums_stride) {
+                        int64_t sums_stride, int16_t*) {
   for (int64_t o = 0; o < outs;) {
     const bool four = o + 4 <= outs;
     const int8_t* weights = w + o * w_stride;
@@ -150,8 +145,8 @@ QN_AVX512 void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const i
 
 }  // namespace
 
-const Path kAvx512 = {"avx512", supported, 4, look_up, build, multiply};
-const Path kAvx512Vbmi = {"avx512vbmi", supports_vbmi, 4, permute, build, multiply};
+const Path kAvx512 = {"avx512", supported, {2, 4, 8}, look_up, build, multiply, nullptr};
+const Path kAvx512Vbmi = {"avx512vbmi", supports_vbmi, {2, 4, 8}, permute, build, multiply, nullptr};
 
 }  // namespace qn
 #endif

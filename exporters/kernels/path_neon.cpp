@@ -75,12 +75,6 @@ void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t p
   }
 }
 
-int32_t rest(const int8_t* x, const int8_t* w, int64_t begin, int64_t end) {
-  int32_t sum = 0;
-  for (int64_t k = begin; k < end; ++k) sum += x[k] * w[k];
-  return sum;
-}
-
 // sum += products of sixteen pairs: two products of int8 fit 16 bits, as no weight is -128.
 inline int32x4_t multiply_add(int32x4_t sum, int8x16_t x, int8x16_t w) {
   return vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(x), vget_low_s8(w)), x, w));
@@ -97,8 +91,7 @@ QN_DOT inline int32x4_t dot_add(int32x4_t sum, int8x16_t x, int8x16_t w) { retur
     for (int r = 0; r < ROWS; ++r) {                                                                                                        \
       for (int o = 0; o < OUTS; ++o) sum[r][o] = vdupq_n_s32(0);                                                                            \
     }                                                                                                                                       \
-    int64_t k = 0;                                                                                                                          \
-    for (; k + 16 <= depth; k += 16) {                                                                                                      \
+    for (int64_t k = 0; k < depth; k += 16) {                                                                                                    \
       int8x16_t values[ROWS];                                                                                                               \
       for (int r = 0; r < ROWS; ++r) values[r] = vld1q_s8(x + r * x_stride + k);                                                            \
       for (int o = 0; o < OUTS; ++o) {                                                                                                      \
@@ -107,13 +100,11 @@ QN_DOT inline int32x4_t dot_add(int32x4_t sum, int8x16_t x, int8x16_t w) { retur
       }                                                                                                                                     \
     }                                                                                                                                       \
     for (int r = 0; r < ROWS; ++r) {                                                                                                        \
-      for (int o = 0; o < OUTS; ++o) {                                                                                                      \
-        sums[r * sums_stride + o] += vaddvq_s32(sum[r][o]) + rest(x + r * x_stride, w + o * w_stride, k, depth);                            \
-      }                                                                                                                                     \
+      for (int o = 0; o < OUTS; ++o) sums[r * sums_stride + o] += vaddvq_s32(sum[r][o]);                                                    \
     }                                                                                                                                       \
   }                                                                                                                                         \
   TARGET void NAME(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, int64_t outs, int64_t w_stride, int64_t depth,         \
-                   int32_t* sums, int64_t sums_stride) {                                                                                    \
+                   int32_t* sums, int64_t sums_stride, int16_t*) {                                                                              \
     for (int64_t o = 0; o < outs;) {                                                                                                        \
       const bool four = o + 4 <= outs;                                                                                                      \
       const int8_t* weights = w + o * w_stride;                                                                                             \
@@ -136,15 +127,14 @@ QN_BLOCK(multiply_dot, QN_DOT, dot_add)
 
 // Two rows of x by two rows of w, eight products for each of the four sums at once.
 QN_I8MM void multiply_i8mm(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, int64_t outs, int64_t w_stride, int64_t depth,
-                           int32_t* sums, int64_t sums_stride) {
+                           int32_t* sums, int64_t sums_stride, int16_t* scratch) {
   const int64_t even_rows = rows & ~int64_t{1}, even_outs = outs & ~int64_t{1};
   for (int64_t o = 0; o < even_outs; o += 2) {
     const int8_t *w0 = w + o * w_stride, *w1 = w0 + w_stride;
     for (int64_t r = 0; r < even_rows; r += 2) {
       const int8_t *x0 = x + r * x_stride, *x1 = x0 + x_stride;
       int32x4_t sum = vdupq_n_s32(0), more = vdupq_n_s32(0);
-      int64_t k = 0;
-      for (; k + 16 <= depth; k += 16) {
+      for (int64_t k = 0; k < depth; k += 16) {
         const int8x16_t a0 = vld1q_s8(x0 + k), a1 = vld1q_s8(x1 + k), b0 = vld1q_s8(w0 + k), b1 = vld1q_s8(w1 + k);
         sum = vmmlaq_s32(sum, vreinterpretq_s8_s64(vzip1q_s64(vreinterpretq_s64_s8(a0), vreinterpretq_s64_s8(a1))),
                          vreinterpretq_s8_s64(vzip1q_s64(vreinterpretq_s64_s8(b0), vreinterpretq_s64_s8(b1))));
@@ -153,23 +143,23 @@ QN_I8MM void multiply_i8mm(const int8_t* x, int64_t rows, int64_t x_stride, cons
       }
       sum = vaddq_s32(sum, more);
       int32_t* to = sums + r * sums_stride + o;
-      to[0] += vgetq_lane_s32(sum, 0) + rest(x0, w0, k, depth);
-      to[1] += vgetq_lane_s32(sum, 1) + rest(x0, w1, k, depth);
-      to[sums_stride] += vgetq_lane_s32(sum, 2) + rest(x1, w0, k, depth);
-      to[sums_stride + 1] += vgetq_lane_s32(sum, 3) + rest(x1, w1, k, depth);
+      to[0] += vgetq_lane_s32(sum, 0);
+      to[1] += vgetq_lane_s32(sum, 1);
+      to[sums_stride] += vgetq_lane_s32(sum, 2);
+      to[sums_stride + 1] += vgetq_lane_s32(sum, 3);
     }
   }
   if (even_rows < rows) {
-    multiply_dot(x + even_rows * x_stride, 1, x_stride, w, even_outs, w_stride, depth, sums + even_rows * sums_stride, sums_stride);
+    multiply_dot(x + even_rows * x_stride, 1, x_stride, w, even_outs, w_stride, depth, sums + even_rows * sums_stride, sums_stride, scratch);
   }
-  if (even_outs < outs) multiply_dot(x, rows, x_stride, w + even_outs * w_stride, 1, w_stride, depth, sums + even_outs, sums_stride);
+  if (even_outs < outs) multiply_dot(x, rows, x_stride, w + even_outs * w_stride, 1, w_stride, depth, sums + even_outs, sums_stride, scratch);
 }
 
 }  // namespace
 
-const Path kNeon = {"neon", supported, INT64_MAX, look_up, build, multiply};
-const Path kNeonDot = {"neondot", supports_dot, 4, look_up, build, multiply_dot};
-const Path kNeonI8mm = {"neoni8mm", supports_i8mm, 2, look_up, build, multiply_i8mm};
+const Path kNeon = {"neon", supported, {INT64_MAX, INT64_MAX, INT64_MAX}, look_up, build, multiply, nullptr};
+const Path kNeonDot = {"neondot", supports_dot, {2, 4, 8}, look_up, build, multiply_dot, nullptr};
+const Path kNeonI8mm = {"neoni8mm", supports_i8mm, {2, 4, 8}, look_up, build, multiply_i8mm, nullptr};
 
 }  // namespace qn
 #endif

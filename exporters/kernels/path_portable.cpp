@@ -25,7 +25,7 @@ void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t p
 }
 
 void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, int64_t outs, int64_t w_stride, int64_t depth, int32_t* sums,
-              int64_t sums_stride) {
+              int64_t sums_stride, int16_t*) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t o = 0; o < outs; ++o) {
       int32_t sum = 0;
@@ -37,6 +37,6 @@ void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, 
 
 }  // namespace
 
-const Path kPortable = {"portable", supported, 0, look_up, build, multiply};
+const Path kPortable = {"portable", supported, {0, 0, 0}, look_up, build, multiply, nullptr};
 
 }  // namespace qn

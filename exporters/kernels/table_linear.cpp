@@ -16,18 +16,17 @@ constexpr int64_t kLookupRows = 4;
 constexpr int64_t kLookupTiles = 16;
 
 // Decoding: the weights of a few rows at a time stay in the first-level cache and meet many rows of activations.
-constexpr int64_t kDecodeRows = 64;
 constexpr int64_t kDecodeTiles = 4;
-constexpr int64_t kDecodedRows = 16;
-constexpr int64_t kDecodedDepth = 1024;
+constexpr int64_t kDecodedRows = 32;
 
 int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-// int8 [rows][columns * d] at `to`, `stride` apart, from part of an input.
-void gather(const Input& x, int64_t row, int64_t rows, int64_t begin, int64_t count, int8_t* to, int64_t stride) {
+// int8 [rows][kDepth] from part of an input, zeros past `count` up to `depth`.
+void gather(const Input& x, int64_t row, int64_t rows, int64_t begin, int64_t count, int64_t depth, int8_t* to) {
   for (int64_t r = 0; r < rows; ++r) {
     const uint8_t* from = x.data + (row + r) * x.row + begin * x.column;
-    int8_t* line = to + r * stride;
+    int8_t* line = to + r * kDepth;
+    std::fill(line + count, line + depth, int8_t{0});
     if (x.column == 1) {
       for (int64_t k = 0; k < count; ++k) line[k] = static_cast<int8_t>(from[k] ^ x.flip);
     } else {
@@ -102,7 +101,8 @@ TableLinear::TableLinear(const Table& table, const Path* path) : table_(table), 
 }
 
 void TableLinear::run(const Input& x, int64_t first, int64_t last, const Sink& sink) const {
-  if (table_.size <= kSmall && x.rows <= path_.lookup_rows) {
+  const int64_t weights = table_.d / parts_;  // that a lookup stands for
+  if (table_.size <= kSmall && x.rows <= path_.lookup_rows[weights >= 4 ? 2 : weights >= 2 ? 1 : 0]) {
     look_up(x, first, last, sink);
   } else {
     decode(x, first, last, sink);
@@ -131,7 +131,7 @@ void TableLinear::look_up(const Input& x, int64_t first, int64_t last, const Sin
         const int64_t columns = std::min(count * kGroupColumns, table_.columns - column0);
         for (int64_t c = 0; c < columns; ++c) planes[static_cast<size_t>(c)] = planes_.data() + book(column0 + c) * d * 16;
         for (int64_t r = 0; r < rows; ++r) {
-          gather(x, r0 + r, 1, column0 * d, columns * d, values, 0);
+          gather(x, r0 + r, 1, column0 * d, columns * d, columns * d, values);
           path_.build(values, planes.data(), columns, d, parts_, lut + r * lut_bytes);
         }
         for (int64_t t = 0; t < tiles; ++t) {
@@ -146,12 +146,16 @@ void TableLinear::look_up(const Input& x, int64_t first, int64_t last, const Sin
 }
 
 void TableLinear::decode(const Input& x, int64_t first, int64_t last, const Sink& sink) const {
-  const int64_t d = table_.d, step = std::max<int64_t>(kDecodedDepth / d / kGroupColumns, 1) * kGroupColumns;  // columns, whole groups
+  const int64_t d = table_.d, groups = padded(table_.columns, kGroupColumns) / kGroupColumns;
+  const int64_t step = kDepth / d / kGroupColumns * kGroupColumns;  // columns, whole groups
   constexpr int64_t kStride = kDecodeTiles * kTileRows;
-  const int64_t depth = step * d, block = std::min(kDecodeRows, x.rows);
+  const bool by_tile = table_.size <= kSmall && d % 2 == 0 && path_.multiply_tile != nullptr;
+  const int64_t block = std::min(kDecodeRows, x.rows);
   std::vector<int32_t> sums(static_cast<size_t>(block * kStride));
-  std::vector<int8_t> values(static_cast<size_t>(block * depth));
-  std::vector<int8_t> weights(static_cast<size_t>(kDecodedRows * depth));
+  std::vector<int8_t> values(static_cast<size_t>(block * kDepth));
+  std::vector<int8_t> weights(static_cast<size_t>(by_tile ? 0 : kDecodedRows * kDepth));
+  const std::unique_ptr<int16_t[]> scratch(by_tile || x.rows >= kManyRows ? new int16_t[kScratch] : nullptr);
+  const int16_t* planes[kDepth];
   const int64_t end = std::min(last * kTileRows, table_.out);
   for (int64_t o0 = first * kTileRows; o0 < end; o0 += kStride) {
     const int64_t outs = std::min(kStride, end - o0);
@@ -159,12 +163,23 @@ void TableLinear::decode(const Input& x, int64_t first, int64_t last, const Sink
       const int64_t rows = std::min(block, x.rows - r0);
       std::fill(sums.begin(), sums.end(), 0);
       for (int64_t column = 0; column < table_.columns; column += step) {
-        const int64_t columns = std::min(step, table_.columns - column);
-        gather(x, r0, rows, column * d, columns * d, values.data(), depth);
-        for (int64_t o = 0; o < outs; o += kDecodedRows) {
-          const int64_t some = std::min(kDecodedRows, outs - o);
-          decode_rows(o0 + o, some, column, columns, weights.data(), depth);
-          path_.multiply(values.data(), rows, depth, weights.data(), some, depth, columns * d, sums.data() + o, kStride);
+        const int64_t columns = std::min(step, table_.columns - column), depth = padded(columns * d, kDepthStep);
+        gather(x, r0, rows, column * d, columns * d, depth, values.data());
+        if (by_tile) {
+          const int64_t some = padded(columns, kGroupColumns) / kGroupColumns;
+          for (int64_t c = 0; c < some * kGroupColumns; ++c) {
+            planes[c] = planes_.data() + book(std::min(column + c, table_.columns - 1)) * d * 16;  // past the end meets zeros
+          }
+          for (int64_t o = 0; o < outs; o += kTileRows) {
+            const uint8_t* codes = table_.codes + ((o0 + o) / kTileRows * groups + column / kGroupColumns) * (2 * kTileRows);
+            path_.multiply_tile(values.data(), rows, codes, planes, some, d, sums.data() + o, kStride, scratch.get());
+          }
+        } else {
+          for (int64_t o = 0; o < outs; o += kDecodedRows) {
+            const int64_t some = std::min(kDecodedRows, outs - o);
+            decode_rows(o0 + o, some, column, columns, weights.data(), kDepth);
+            path_.multiply(values.data(), rows, kDepth, weights.data(), some, kDepth, depth, sums.data() + o, kStride, scratch.get());
+          }
         }
       }
       sink.take(r0, rows, o0, outs, sums.data(), kStride);
