@@ -16,7 +16,7 @@ from qn_deploy.compression.ranges import Ranges
 from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.compression.targets import Target, targets
 from qn_deploy.errors import CompressionError, InputError
-from qn_deploy.graph.constants import with_constants
+from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.walk import Walk
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from qn_deploy.errors import CompressionError
-from qn_deploy.graph.constants import constants
+from qn_deploy.graph.lifted import constants
 from qn_deploy.graph.sites import Weight, operator_name, weights
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Float, Int4, Int8, Recipe, Table

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from qn_deploy.graph.constants import constants
+from qn_deploy.graph.lifted import constants
 from qn_deploy.graph.operators import Kind, Operator, operator_of, weights_of
 
 

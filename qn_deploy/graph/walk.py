@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from qn_deploy.graph.constants import constants
+from qn_deploy.graph.lifted import constants
 from qn_deploy.graph.spool import Spool
 
 See = Callable[[Node, Any], None]
