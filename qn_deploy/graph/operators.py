@@ -127,7 +127,8 @@ def weights_of(node: Node) -> Iterator[Node]:
     if operator is None:
         return
     if operator.kind is Kind.RECURRENT:
-        yield from (source for source in node.args[RECURRENT_WEIGHTS] if _rank(source) > 1)  # type: ignore[union-attr]
+        listed: Any = node.args[RECURRENT_WEIGHTS]
+        yield from (source for source in listed if _rank(source) > 1)
     elif operator.weight is not None and isinstance(source := node.args[operator.weight], Node):
         yield source
 
