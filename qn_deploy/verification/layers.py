@@ -19,8 +19,7 @@ from torch.fx import Node
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.export import describe as describe_weights
 from qn_deploy.exporting.exporter import Exporter, find_exporters
-from qn_deploy.lowering.curves import CLAMPS, CURVES
-from qn_deploy.lowering.insert import LAYERS
+from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
 from qn_deploy.lowering.lower import Activations, dynamic_shapes, lower
 from qn_deploy.lowering.rules import Rules
