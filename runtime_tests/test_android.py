@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from qn_deploy.exporters.to_executorch.table_blob import DType, Layout, pack
+from qn_deploy.weights.table_blob import DType, Layout, pack
 from qn_deploy.exporters.to_onnx.shell import SIDECAR
 from qn_deploy.exporting import export as build
 from qn_deploy.exporting.exporter import Options

@@ -21,7 +21,7 @@ from qn_deploy.errors import ExportError, InputError
 from qn_deploy.quiet import quiet
 
 from . import graph_blob
-from .table_blob import is_blob, unpack
+from qn_deploy.weights.table_blob import is_blob, unpack
 
 STOCK_BACKEND = "XnnpackBackend"
 TABLE_BACKEND = "QnXnnpackBackend"

@@ -8,7 +8,7 @@ from qn_deploy.program.program import Batch
 
 from .pte import constants, named_data
 from .runtime import load_program
-from .table_blob import is_blob, read
+from qn_deploy.weights.table_blob import is_blob, read
 
 
 def run(data: bytes, batches: tuple[Batch, ...]) -> tuple[Batch, ...]:

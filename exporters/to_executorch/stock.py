@@ -15,7 +15,7 @@ from hashlib import sha256
 from qn_deploy.errors import InputError
 
 from .pte import named_data
-from .table_blob import unpack
+from qn_deploy.weights.table_blob import unpack
 
 MAGIC = b"\x89QNSTOCK" + sha256(b"qn-deploy stock form").digest()[:8]
 VERSION = 1

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
-from qn_deploy.exporters.to_executorch.table_blob import HEADER, Layout, is_blob, read
+from qn_deploy.weights.table_blob import HEADER, Layout, is_blob, read
 from qn_deploy.exporting.exporter import Written
 from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations

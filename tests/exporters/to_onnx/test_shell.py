@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load, save
 
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch.table_blob import DType, Layout, pack
+from qn_deploy.weights.table_blob import DType, Layout, pack
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.exporters.to_onnx.read import session_options
 from qn_deploy.exporters.to_onnx.shell import SHELL, SIDECAR, constants, join, load_shell
