@@ -1,8 +1,8 @@
 """The one table of operators: what each aten operator is, which argument is its weight, and what runtimes do with it in int8.
 
-Recipes, folding, compression, lowering, the integer reference and the judge read it; to support an operator is to add a row (and, where it
-computes, a rule). `capture` settles the graph first: operators work out of place, a product with a constant is a `linear`, and a weight lies
-as its operator here says.
+Recipes, folding, compression, lowering, the integer reference and the judge read it; to support an operator is to add a row (and, where
+it computes, a rule). `capture` settles the graph first: operators work out of place, a product with a constant is a `linear`, and a weight
+lies as its operator here says.
 """
 
 from __future__ import annotations
