@@ -15,13 +15,13 @@ from qn_deploy.lowering.lower import Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 from qn_deploy.weights.compressed import INT8_MAX, IntWeight, PQWeight
+from qn_deploy.weights.table_blob import DType, named_blobs
 
 from .graph_form import look_up_late, look_up_weights
 from .options import ExecutorchOptions
 from .pte import named_data, to_tables
 from .shapes import simplify_reshapes, slice_splits
 from .stock import pack
-from qn_deploy.weights.table_blob import DType, named_blobs
 
 STOCK_FORM = "model.stock.qnz"  # the companion's name
 _aten = torch.ops.aten

@@ -66,8 +66,8 @@ class Exporter(Protocol):
         runtime: the runtime's name in reports.
         rules: how the runtime rounds where runtimes differ.
         optimizes: the runtime rewrites the graph when it loads, and can be told not to.
-        options: a frozen dataclass of what the exporter may choose, `NoOptions` if that is nothing. Each field is bool, int, float, str or a
-            Literal of str, has a default and the metadata "help", and is an option of `qn-deploy export`: --EXPORTER-FIELD, or what its
+        options: a frozen dataclass of what the exporter may choose, `NoOptions` if that is nothing. Each field is bool, int, float, str or
+            a Literal of str, has a default and the metadata "help", and is an option of `qn-deploy export`: --EXPORTER-FIELD, or what its
             metadata calls "flag".
 
     An exporter may also have a `runner`, a `qn_deploy.exporting.runner.Runner`: then its files run on devices too.

@@ -42,9 +42,8 @@ class Vectors:
         batches = {INPUT: self.inputs, FLOAT: self.floats}
         batches |= {f"{SIMULATED}/{name}": batch for name, batch in self.simulated.items()}
         batches |= {f"{REFERENCE}/{name}": batch for name, batch in self.references.items()}
-        return save(
-            {f"{prefix}/{index}": tensor.detach().clone().contiguous() for prefix, batch in batches.items() for index, tensor in enumerate(batch)}
-        )
+        tensors = {f"{prefix}/{index}": tensor for prefix, batch in batches.items() for index, tensor in enumerate(batch)}
+        return save({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()})
 
 
 def read_vectors(path: Path, manifest: Manifest) -> Vectors:

@@ -17,8 +17,9 @@ from qn_deploy.processes import call
 class Runner:
     """The attribute `runner` of an exporter whose programs run on devices; an exporter without it runs on this machine only.
 
-    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes the files that `qn_deploy.verification.devices.tensors` describes, and prints one line of JSON,
-    {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of standard error that says why.
+    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes tensor files (verification/devices/tensors.py describes them),
+    and prints one line of JSON, {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of
+    standard error that says why.
 
     Attributes:
         program: its file name in the bundle's bin folder.

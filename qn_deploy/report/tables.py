@@ -37,7 +37,9 @@ def size(count: int) -> str:
 
 def build_table(folder: str, manifest: Manifest) -> Group:
     """The files of an export, with their size against the float model."""
-    table = _table("file", "runs on", "bytes", "of float", "smaller", title=f"{folder}: {manifest.config.target}, {manifest.activations} activations")
+    table = _table(
+        "file", "runs on", "bytes", "of float", "smaller", title=f"{folder}: {manifest.config.target}, {manifest.activations} activations"
+    )
     for name, entry in manifest.files.items():
         parts = sum(part.bytes for part in entry.parts.values())
         companions = sum(file.bytes for file in entry.companions.values())
