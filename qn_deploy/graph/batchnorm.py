@@ -66,10 +66,9 @@ def _fold(graph_module: GraphModule, layer: Node, factor: Tensor, mean: Tensor, 
     name = str(old_weight.target)
     bias_name = str(old_bias.target) if isinstance(old_bias, Node) else f"{owner_of(name)}.bias".lstrip(".")
     value = (-mean if bias is None else bias - mean) * factor + beta
-    layer.args = (layer.args[0], None, None, *layer.args[3:])  # a name that nothing else reads is free
     with graph_module.graph.inserting_before(layer):
-        new_weight = add_constant(graph_module, name, _scaled(weight, factor, layer))
-        new_bias = add_constant(graph_module, bias_name, value)
+        new_weight = add_constant(graph_module, name, _scaled(weight, factor, layer), layer)
+        new_bias = add_constant(graph_module, bias_name, value, layer)
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
     return str(new_weight.target), str(new_bias.target)
 

@@ -26,36 +26,43 @@ def constant(graph_module: GraphModule, node: Any) -> Tensor | None:
     return value.detach() if isinstance(value, Tensor) else None
 
 
-def add_constant(graph_module: GraphModule, name: str, value: Tensor) -> Node:
-    """A node that reads the new constant `name`, or `name_1`, `name_2`, ... if the graph reads another one of that name.
+def add_constant(graph_module: GraphModule, name: str, value: Tensor, reader: Node | None = None) -> Node:
+    """A node that reads the new constant `name`, or `name_1`, `name_2`, ... if the graph goes on reading another one of that name.
 
     Args:
         graph_module: it is changed; the node stands where its graph inserts.
         name: dotted; modules on the way are made.
         value: a parameter is made of a float tensor, a buffer of any other.
+        reader: what reads the new constant instead of the old one.
     """
-    node = graph_module.graph.get_attr(_store(graph_module, name, value))
+    others = {node.target for node in graph_module.graph.nodes if node.op == "get_attr" and node.users.keys() - {reader}}
+    target = _store(graph_module, name, value, others)
+    node = graph_module.graph.get_attr(target)
     node.meta["val"] = value
     return node
 
 
-def _store(graph_module: GraphModule, name: str, value: Tensor) -> str:
-    read = {node.target for node in graph_module.graph.nodes if node.op == "get_attr" and node.users}
+def _store(graph_module: GraphModule, name: str, value: Tensor, read: set[Any]) -> str:
     free = next(each for each in chain((name,), (f"{name}_{index}" for index in count(1))) if each not in read)
-    path, _, leaf = free.rpartition(".")
-    owner: nn.Module = graph_module
+    value = value.detach().contiguous()
+    put_constant(graph_module, free, nn.Parameter(value) if value.is_floating_point() else value)
+    return free
+
+
+def put_constant(root: nn.Module, name: str, value: Tensor) -> None:
+    """Keeps a tensor under a dotted name, instead of what has that name; modules on the way are made."""
+    path, _, leaf = name.rpartition(".")
+    owner = root
     for part in path.split(".") if path else ():
         if not hasattr(owner, part):
             owner.add_module(part, nn.Module())
         owner = getattr(owner, part)
     if hasattr(owner, leaf):
         delattr(owner, leaf)
-    value = value.detach().contiguous()
-    if value.is_floating_point():
-        owner.register_parameter(leaf, nn.Parameter(value))
+    if isinstance(value, nn.Parameter):
+        owner.register_parameter(leaf, value)
     else:
         owner.register_buffer(leaf, value)
-    return free
 
 
 def owner_of(name: str) -> str:
@@ -86,15 +93,17 @@ def fold_constants(graph_module: GraphModule) -> None:
     for node in [node for node in values if node.op == "call_function" and any(user not in values for user in node.users)]:
         name = _name(node, sources[node])
         with graph.inserting_before(node):
-            read = graph.get_attr(name)
-        read.meta["val"] = values[node]
-        folded[read] = name, values[node].clone()
-        node.replace_all_uses_with(read)
-    graph.eliminate_dead_code()
-    for read in folded:
-        read.target = ""  # from here on names are free that only the computation read
-    for read, (name, value) in folded.items():
-        read.target = _store(graph_module, name, value)
+            folded[node] = graph.create_node("get_attr", name)
+        folded[node].meta["val"] = values[node].clone()
+        node.replace_all_uses_with(folded[node])
+    for node in reversed([*values]):
+        if not node.users:
+            graph.erase_node(node)
+    read = {node.target for node in graph.nodes if node.op == "get_attr"} - {str(node.target) for node in folded.values()}
+    read |= {node.target for node in values if node.op == "get_attr" and node.users}
+    for node in folded.values():
+        node.target = _store(graph_module, str(node.target), node.meta["val"], read)
+        read.add(node.target)
 
 
 def _computed(node: Node, values: dict[Node, Tensor]) -> Tensor | None:

@@ -25,7 +25,7 @@ def make_linear(graph_module: GraphModule) -> None:
             continue
         x, matrix, bias = found
         with graph.inserting_before(node):
-            weight = _turned(graph_module, matrix)
+            weight = _turned(graph_module, matrix, node)
             if weight is None:
                 continue
             value = constant(graph_module, bias)
@@ -53,7 +53,7 @@ def _product(node: Node) -> tuple[Any, Node, Any] | None:
     return (x, matrix, bias) if fits else None  # type: ignore[return-value]
 
 
-def _turned(graph_module: GraphModule, matrix: Node) -> Node | None:
+def _turned(graph_module: GraphModule, matrix: Node, reader: Node) -> Node | None:
     """A node that reads the transpose of a constant matrix; None if the matrix is computed."""
     if matrix.target in _TURNS and constant(graph_module, matrix.args[0]) is not None:
         source: Any = matrix.args[0]
@@ -61,4 +61,4 @@ def _turned(graph_module: GraphModule, matrix: Node) -> Node | None:
     value = constant(graph_module, matrix)
     if value is None or not value.is_floating_point():
         return None
-    return add_constant(graph_module, str(matrix.target), value.T)
+    return add_constant(graph_module, str(matrix.target), value.T, reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from qn_deploy.errors import ExportError
 from qn_deploy.graph.constants import owner_of
 from qn_deploy.program.program import Golden, Program
 from qn_deploy.program.settled import settled
-from qn_deploy.program.signature import outputs_of
+from qn_deploy.program.signature import apart, outputs_of
 
 MAX_BATCH = 64  # ExecuTorch plans memory for the largest batch
 
@@ -40,18 +41,33 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     """
     kwargs = dict(kwargs or {})
     _check_parameters(model)
+    inputs = tuple(leaf.detach().clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
     with _evaluating(model), torch.no_grad():
-        exported, fixed = _exported(model, tuple(args), kwargs, dynamic_shapes)
-        inputs = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        golden_inputs = tuple(tensor.detach().clone() for tensor in inputs)
-        found = outputs_of(model(*args, **kwargs), exported.graph_signature.user_inputs)
-    program = settled(exported, _doubled(exported, golden_inputs), found.kept)
-    golden = Golden(golden_inputs, tuple(tensor.detach().clone() for tensor in found.tensors))
+        found = outputs_of(model(*args, **kwargs))
+        outputs = tuple(tensor.detach().clone() for tensor in found.tensors)
+        captured, fixed = _exported(_Flat(model, found.kept), tuple(args), kwargs, dynamic_shapes)
+    exported = settled(captured, _doubled(captured, inputs), prefix="model")
+    names = apart(found.names, exported.graph_signature.user_inputs)
     notes = (*found.notes, *([fixed] if fixed else []))
-    return Program(program, golden, found.names, classes=_classes(model, program), notes=notes)
+    return Program(exported, Golden(inputs, outputs), names, classes=_classes(model, exported), notes=notes)
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> tuple[ExportedProgram, str]:
+class _Flat(nn.Module):
+    """The model, returning the tensors that its program returns, and nothing that torch.export does not know."""
+
+    def __init__(self, model: nn.Module, kept: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+
+        @functools.wraps(model.forward)  # torch.export names the inputs by its signature
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            leaves = pytree.tree_leaves(model(*args, **kwargs))
+            return tuple(leaves[index] for index in kept)
+
+        self.forward = forward
+
+
+def _exported(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> tuple[ExportedProgram, str]:
     """The graph as torch gives it, and a note if the batch had to be fixed."""
     if dynamic_shapes is not None:
         return _export(model, args, kwargs, dynamic_shapes or None), ""
@@ -65,17 +81,17 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], d
         return fixed, f"the batch is fixed at that of the example inputs, since the model does not take any other: {error}"
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+def _export(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*_flat_weights")  # an LSTM's list of its own parameters, not a state
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch.export raises many classes; every one of them means that this model can't be captured
         message = _reason(str(error).strip() or type(error).__name__)
-        raise ExportError(f"torch.export can't capture {type(model).__name__}: {message}") from error
+        raise ExportError(f"torch.export can't capture {type(model.model).__name__}: {message}") from error
 
 
-def _dynamic_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def _dynamic_batch(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """The example inputs and the shapes that make their batch dynamic; a batch of one is doubled, since torch.export takes 1 as fixed."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors or not tensors[0].ndim or not len(tensors[0]):

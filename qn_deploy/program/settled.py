@@ -11,30 +11,32 @@ Everything after it may rely on that.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from qn_deploy.errors import ExportError
 from qn_deploy.graph.batchnorm import fold_batchnorm
-from qn_deploy.graph.constants import fold_constants
+from qn_deploy.graph.constants import fold_constants, put_constant
 from qn_deploy.graph.matrices import make_linear
 from qn_deploy.program.program import Batch
 
 _aten = torch.ops.aten
 
 
-def settled(exported: ExportedProgram, inputs: Batch, kept: Sequence[int]) -> ExportedProgram:
+def settled(exported: ExportedProgram, inputs: Batch, kept: Sequence[int] | None = None, prefix: str = "") -> ExportedProgram:
     """The same computation as a graph that the rest of the project takes.
 
     Args:
         exported: as torch.export captured it; it is not changed.
         inputs: an example tensor for each input that is one, in the graph's order.
-        kept: indices of the outputs that the program returns.
+        kept: indices of the outputs that the program returns; None for all.
+        prefix: module whose parameters are all that there are; names begin after it.
 
     Raises:
         ExportError: the graph changes a buffer or an input in place.
@@ -50,7 +52,7 @@ def settled(exported: ExportedProgram, inputs: Batch, kept: Sequence[int]) -> Ex
         for node in graph_module.graph.nodes:
             if node.target is _aten.view.default:
                 node.target = _aten.reshape.default
-        flat = _flattened(graph_module, kept)
+        flat = _flattened(graph_module, kept, prefix)
         return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
 
 
@@ -65,7 +67,7 @@ def _check_unchanged(functional: ExportedProgram) -> None:
         )
 
 
-def _flattened(graph_module: GraphModule, kept: Sequence[int]) -> GraphModule:
+def _flattened(graph_module: GraphModule, kept: Sequence[int] | None, prefix: str) -> GraphModule:
     graph = graph_module.graph
     for node in [node for node in graph.nodes if node.op == "placeholder" and not isinstance(node.meta.get("val"), Tensor)]:
         if node.users:
@@ -75,10 +77,15 @@ def _flattened(graph_module: GraphModule, kept: Sequence[int]) -> GraphModule:
             )
         graph.erase_node(node)
     output: Any = next(node for node in graph.nodes if node.op == "output")
-    output.args = (tuple(output.args[0][index] for index in kept),)
+    output.args = (tuple(output.args[0] if kept is None else (output.args[0][index] for index in kept)),)
     graph.set_codegen(torch.fx.graph.CodeGen())
     graph.eliminate_dead_code()
-    return GraphModule(graph_module, graph)  # with what the graph reads, and nothing else
+    root = nn.Module()  # with what the graph reads, and nothing else
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        value = operator.attrgetter(str(node.target))(graph_module)
+        node.target = str(node.target).removeprefix(f"{prefix}." if prefix else "")
+        put_constant(root, node.target, value)
+    return GraphModule(root, graph)
 
 
 def dynamic_shapes(exported: ExportedProgram) -> Any:

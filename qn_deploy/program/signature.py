@@ -30,14 +30,13 @@ class Outputs:
     notes: tuple[str, ...]
 
 
-def outputs_of(returned: Any, taken: Iterable[str]) -> Outputs:
+def outputs_of(returned: Any) -> Outputs:
     """Names the tensors in what a model returned: by the keys of dicts and the fields of dataclasses, by numbers in tuples and lists.
 
     What lies in an object of any other class, a cache of keys and values, is left out, and so is what is no tensor.
 
     Args:
         returned: tensors in tuples, lists, dicts and dataclasses.
-        taken: names of the inputs, which no output may have.
 
     Raises:
         ExportError: there is no tensor.
@@ -59,7 +58,7 @@ def outputs_of(returned: Any, taken: Iterable[str]) -> Outputs:
             notes[where] = f"output {where} is left out: it is a {type(leaf).__name__}, and a program returns tensors"
     if not tensors:
         raise ExportError(f"the model returns {type(returned).__name__} without a tensor; a program returns tensors")
-    return Outputs(tuple(kept), _names(paths, set(taken)), tuple(tensors), tuple(notes.values()))
+    return Outputs(tuple(kept), _names(paths), tuple(tensors), tuple(notes.values()))
 
 
 def _opaque(returned: Any, path: tuple[Any, ...]) -> tuple[str, str] | None:
@@ -77,16 +76,20 @@ def _word(key: Any) -> str:
     return re.sub(r"\W", "_", str(value), flags=re.ASCII)
 
 
-def _names(paths: list[tuple[Any, ...]], taken: set[str]) -> tuple[str, ...]:
+def apart(names: Iterable[str], taken: Iterable[Any]) -> tuple[str, ...]:
+    """The names, each with as many underscores after it as it takes to differ from the others and from those that are taken."""
+    used, found = set(map(str, taken)), []
+    for name in names:
+        while name in used:
+            name += "_"
+        used.add(name)
+        found.append(name)
+    return tuple(found)
+
+
+def _names(paths: list[tuple[Any, ...]]) -> tuple[str, ...]:
     if len(paths) == 1 and not any(isinstance(key, pytree.MappingKey | pytree.GetAttrKey) for key in paths[0]):
         words = ["output"]
     else:
         words = ["_".join(map(_word, path)) for path in paths]
-    names: list[str] = []
-    for word in words:
-        name = f"output_{word}" if word[:1].isdigit() or not word else word
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        names.append(name)
-    return tuple(names)
+    return tuple(f"output_{word}" if word[:1].isdigit() or not word else word for word in words)
