@@ -5,8 +5,8 @@
     compress    a float Program becomes a compressed one; ipq does it with fine-tuning, tune fine-tunes the result
     calibrate   the ranges of static int8 activations
     save, load  model.pt
-    export      a Program becomes a folder with .onnx and .pte
-    verify      the files of the folder against the float model, on the real runtimes
+    export      export(program, folder, ExportConfig(...)): a folder of .onnx and .pte files
+    verify      verify(folder, ...): the files on the real runtimes
     recipe      recipe.conv_net(), recipe.transformer(), Recipe, Rule, Table, Int8, Float
 
 All of them are loaded when they are first used, so that `qn-deploy --help` answers at once.
@@ -19,16 +19,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qn_deploy import noise, recipe
-    from qn_deploy.compression import calibrate, compress, ipq, tune
+    from qn_deploy.compression import CompressConfig, IPQConfig, TuneConfig, calibrate, compress, ipq, tune
+    from qn_deploy.exporting.config import ExportConfig
     from qn_deploy.exporting.export import export
     from qn_deploy.program.capture import capture
     from qn_deploy.program.store import load, save
     from qn_deploy.verification.ladder import verify
 
-__all__ = ["calibrate", "capture", "compress", "export", "ipq", "load", "noise", "recipe", "save", "tune", "verify"]
+__all__ = [
+    "CompressConfig",
+    "ExportConfig",
+    "IPQConfig",
+    "TuneConfig",
+    "calibrate",
+    "capture",
+    "compress",
+    "export",
+    "ipq",
+    "load",
+    "noise",
+    "recipe",
+    "save",
+    "tune",
+    "verify",
+]
 
-_ROOMS = {
-    **dict.fromkeys(("calibrate", "compress", "ipq", "tune"), "compression"),
+_PLACES = {
+    **dict.fromkeys(("CompressConfig", "IPQConfig", "TuneConfig", "calibrate", "compress", "ipq", "tune"), "compression"),
+    "ExportConfig": "exporting.config",
     "capture": "program.capture",
     "export": "exporting.export",
     **dict.fromkeys(("load", "save"), "program.store"),
@@ -37,8 +55,8 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(importlib.import_module(f"qn_deploy.{_ROOMS[name]}"), name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"qn_deploy.{_PLACES[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"qn_deploy.{name}")
     raise AttributeError(f"module 'qn_deploy' has no attribute {name!r}")
