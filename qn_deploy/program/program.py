@@ -36,8 +36,8 @@ class Program:
     """A model as data; float where `weights` is empty.
 
     Attributes:
-        exported: plain aten graph that takes and returns flat tuples of tensors, as `capture` settled it; each compressed weight is baked to
-            its dequantized values.
+        exported: plain aten graph that takes and returns flat tuples of tensors, as `capture` settled it; each compressed weight is baked
+            to its dequantized values.
         golden: example inputs and the float outputs.
         outputs: a name for each output.
         weights: compressed form of each weight that has one, by the name of the parameter that the graph reads.
