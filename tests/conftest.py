@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
-from math import inf, prod
+from math import prod
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.export import Dim
 
+from qn_deploy.compression.calibrate import calibrate
 from qn_deploy.exporting.exporter import Written, find_exporters
 from qn_deploy.lowering.lower import Activations
-from qn_deploy.program.program import Batch, Golden, Program, Range
+from qn_deploy.program.capture import capture
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 F = nn.functional
@@ -41,35 +43,9 @@ def make_program(
     with torch.no_grad():
         for name, weight in weights.items():
             module.get_parameter(name).copy_(weight.dequantize())
-        exported = torch.export.export(module.eval(), inputs, dynamic_shapes=dynamic_shapes, strict=False).run_decompositions({})
-        outputs = tuple(torch.utils._pytree.tree_leaves(module(*inputs)))
+    program = replace(capture(module, inputs, dynamic_shapes=dynamic_shapes or ()), weights=weights)
     batches = (inputs,) if calibration is None else calibration
-    names = tuple(f"output_{index}" for index in range(len(outputs)))
-    return Program(exported, Golden(inputs, outputs), names, weights, measure(exported, batches))
-
-
-class Extremes(Interpreter):
-    """The least and greatest value of each float tensor of a graph."""
-
-    def __init__(self, exported: ExportedProgram) -> None:
-        super().__init__(exported.module(check_guards=False))
-        self.ranges: dict[str, Range] = {}
-
-    def run_node(self, node: Node) -> object:
-        value = super().run_node(node)
-        if isinstance(value, Tensor) and value.dtype == torch.float32 and node.op != "output":
-            low, high = self.ranges.get(node.name, (inf, -inf))
-            self.ranges[node.name] = min(low, value.min().item()), max(high, value.max().item())
-        return value
-
-
-def measure(exported: ExportedProgram, batches: tuple[Batch, ...]) -> dict[str, Range]:
-    """The ranges of all float values over some batches."""
-    extremes = Extremes(exported)
-    with torch.no_grad():
-        for batch in batches:
-            extremes.run(*batch)
-    return extremes.ranges
+    return calibrate(program, batches) if batches else program
 
 
 class Operators(nn.Module):
