@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from qn_deploy.errors import InputError
+from qn_deploy.graph.operators import Kind, kind_of
 from qn_deploy.program.program import Range
 
 STEPS = 255  # from -128 to 127
@@ -40,11 +41,13 @@ class Ranges:
         self._unions: dict[Node, Range] = {}
 
     def __getitem__(self, node: Node) -> Range:
-        """A value's own range.
+        """A value's own range; what an operator only moves has the range of its input.
 
         Raises:
             InputError: it has none, or an infinite one.
         """
+        while node not in self._known and kind_of(node) is Kind.SHAPE:
+            node = node.args[0]  # type: ignore[assignment]
         if node not in self._known:
             raise InputError(
                 f"{node.name} has no range for static int8 activations; calibrate the program again with qn_deploy.calibrate(program, "
