@@ -229,7 +229,8 @@ def refit(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor, weights: Ten
 
 def _fed_back(rows: Tensor, upper: Tensor, d: int, choose: Callable[[int, Tensor, Tensor], Tensor]) -> None:
     """Goes through the block columns of rows [groups, out, n]: `choose` takes a column's number, its blocks [groups, out, d] as the
-    columns before have left them, and [groups, d, d] by which errors are measured; it gives what the blocks become."""
+    columns before have left them, and [groups, d, d] by which errors are measured; it gives what the blocks become.
+    """
     rest, n = rows.clone(), rows.shape[2]
     corners = upper.reshape(-1, n // d, d, n // d, d).diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2)
     whiten = torch.linalg.inv(corners)  # [B, groups, d, d]
