@@ -10,7 +10,8 @@ from torch.export import ExportedProgram
 
 from qn_deploy.errors import ExportError
 from qn_deploy.exporting.exporter import Written
-from qn_deploy.lowering.insert import INT8_SUFFIX, TRANSPOSED
+from qn_deploy.graph.operators import TRANSPOSED
+from qn_deploy.lowering.insert import INT8_SUFFIX
 from qn_deploy.lowering.lower import Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
@@ -107,8 +108,10 @@ def _check_bounds(program: Program) -> None:
                 for axis, size in enumerate(node.meta["val"].shape)
                 if str(size) == str(symbol)
             ]
+            if not names:
+                continue  # a size inside of the graph, which follows from those of the inputs
             raise ExportError(
-                f"{', '.join(names) or symbol} has no upper bound, and ExecuTorch plans its memory at export; "
+                f"{', '.join(names)} has no upper bound, and ExecuTorch plans its memory at export; "
                 'save the model with torch.export.Dim("batch", max=...) in dynamic_shapes, or export with --only onnx'
             )
 

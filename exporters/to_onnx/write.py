@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from qn_deploy.errors import ExportError
 from qn_deploy.exporting.exporter import Written
-from qn_deploy.lowering.insert import LAYERS
+from qn_deploy.graph.operators import LAYERS
 from qn_deploy.lowering.lower import Activations, Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet

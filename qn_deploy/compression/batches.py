@@ -22,13 +22,18 @@ def in_order(program: Program, batches: Iterable[Any]) -> list[Batch]:
     Raises:
         InputError: there are none, or one does not fit; the message names the batch, the input, what was found and what was expected.
     """
-    found = [_ordered(program, index, batch) for index, batch in enumerate(batches)]
+    found = [ordered(program, index, batch) for index, batch in enumerate(batches)]
     if not found:
         raise InputError("there are no batches; give tuples with one tensor for each input of the model")
     return found
 
 
-def _ordered(program: Program, index: int, batch: Any) -> Batch:
+def ordered(program: Program, index: int, batch: Any) -> Batch:
+    """One batch in the order of the program's inputs.
+
+    Raises:
+        InputError: it does not fit; the message names the batch by its index.
+    """
     names = program.inputs
     if isinstance(batch, Mapping):
         if set(batch) != set(names):

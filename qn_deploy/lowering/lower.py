@@ -1,8 +1,8 @@
 """Lowering: the float graph of a Program becomes a graph that computes with the compressed int8 weights.
 
 One pass a concern, in this order:
-    1. static only (`static.py`): PT2E places quantize/dequantize pairs around the activations and calibrates them (weights stay out of
-       it), and the ranges of additions, products and activations are settled so that all runtimes compute alike
+    1. static only (`static.py`): each value that runtimes compute in int8 is quantized by its range, and the scales of additions, products
+       and activations are settled so that all runtimes compute alike
     2. each compressed weight becomes `dequantize_per_channel(int8 buffer, scale)`, an embedding a lookup in codes, then in centroids
     3. dynamic only: the input of each int8 linear is quantized by its own range at run time
 
@@ -22,10 +22,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import ExportError, InputError
-from qn_deploy.graph.operators import Kind, kind_of
-from qn_deploy.lowering.insert import LAYERS, LINEAR, insert_weights
+from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
+from qn_deploy.lowering.insert import insert_weights
 from qn_deploy.lowering.settle import is_quantized
-from qn_deploy.lowering.static import calibrate, snap_biases
+from qn_deploy.lowering.static import quantize_activations, snap_biases
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.weights.compressed import CompressedWeight
 from qn_deploy.weights.packing import as_table
@@ -116,15 +116,15 @@ def lower(program: Program, form: Form) -> Lowered:
         form: the way to do it.
 
     Raises:
-        ExportError: static, and a BatchNorm that should have been folded before compressing follows a compressed weight; or a weight has
-            a scale for each row, and QNNPACK's activations are asked for.
+        InputError: static, and an activation that has to be int8 has no range.
+        ExportError: a weight has a scale for each row, and QNNPACK's activations are asked for.
     """
     activations = form.activations
     graph_module: GraphModule = program.exported.module(check_guards=False)  # a copy: the program is not touched
     if activations is Activations.QNNPACK:
         _check_scales(program)
     if activations.is_static:
-        graph_module = calibrate(graph_module, program)
+        quantize_activations(graph_module, program)
     forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
     per_tensor = activations is Activations.QNNPACK
     weights = insert_weights(graph_module, forms, lambda layer: not form.baked or _takes_int8(layer, activations), per_tensor)
@@ -137,11 +137,6 @@ def lower(program: Program, form: Form) -> Lowered:
     with torch.no_grad():
         exported = torch.export.export(graph_module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
     return Lowered(exported, weights, form)
-
-
-def input_names(exported: ExportedProgram) -> list[str]:
-    """Names of the model's inputs, in the order of its arguments."""
-    return [str(name) for name in exported.graph_signature.user_inputs]
 
 
 def dynamic_shapes(exported: ExportedProgram) -> Any:
@@ -180,7 +175,7 @@ def _check_scales(program: Program) -> None:
 def _takes_int8(layer: Node, activations: Activations) -> bool:
     """True if the activations beside the layer's weight are int8, or will be."""
     if activations is Activations.DYNAMIC:
-        return layer.target is LINEAR
+        return layer.target in LINEAR
     return layer.target in LAYERS and is_quantized(layer.args[0])
 
 
@@ -189,7 +184,7 @@ def _quantize_linear_inputs(graph_module: GraphModule, weights: dict[str, Compre
     decomposed = torch.ops.quantized_decomposed
     graph = graph_module.graph
     low, high, kind = -128, 127, torch.int8
-    for node in [node for node in graph.nodes if node.target is LINEAR]:
+    for node in [node for node in graph.nodes if node.target in LINEAR]:
         x, weight = node.args[:2]
         if weight.op != "call_function" or str(weight.args[0].target) not in weights:
             continue
