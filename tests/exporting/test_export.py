@@ -87,7 +87,8 @@ def test_the_manifest_says_what_a_user_has_to_know(program: Program, manifest: M
     assert (output.name, output.dtype, output.shape) == ("output", "float32", (None, 10))
     assert manifest.recipe == json.loads(conv_net(16).to_json())
     assert manifest.left == program.left
-    assert {(entry.activations, entry.inexact, entry.dense, entry.folded) for entry in manifest.files.values()} == {("static", (), (), ())}
+    assert {(entry.activations, entry.inexact, entry.folded) for entry in manifest.files.values()} == {("static", (), ())}
+    assert {name: entry.dense for name, entry in manifest.files.items()} == {"model.onnx": (), "model.pte": ("second.weight",)}
     assert manifest.versions.keys() >= {"qn-deploy", "torch", "onnxruntime", "executorch"}
     table = manifest.weights["second.weight"]
     assert (table.kind, table.shape, table.block_size, table.codebooks, table.centroids) == ("table", (16, 16, 1, 1), 4, 4, 16)
@@ -139,7 +140,7 @@ def test_a_tied_weight_counts_once(programs: Programs, tmp_path: Path, loaded: b
     manifest = export(program, tmp_path, ExportConfig(activations="dynamic", only=("onnx",))).manifest
     assert manifest.theoretical_bytes == 64 * 4 // 2 + 16 * 8 + 4 + 4 * 64  # codes, centroids, one scale, bias
     assert manifest.float_bytes == 4 * (64 * 32 + 64)
-    assert list(manifest.weights) == ["embed.weight", "out.weight"]
+    assert list(manifest.weights) == ["out.weight"]
     assert manifest.files["model.onnx"].steps == (None,)
     assert set(load_file(tmp_path / "golden.safetensors")) == {"input/0", "float/0", "simulated/onnx/0"}
 
