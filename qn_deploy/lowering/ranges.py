@@ -34,20 +34,23 @@ class Ranges:
     """
 
     def __init__(self, known: Mapping[str, Range], nodes: Iterable[Node]) -> None:
-        # A copy of a graph gives another name to an input that is called as a builtin is, "input"; its target stays.
-        names = {node: str(node.target) if node.op == "placeholder" else node.name for node in nodes}
-        self._known = {node: known[name] for node, name in names.items() if name in known}
+        self._known: dict[Node, Range] = {}
+        for node in nodes:
+            # A copy of a graph gives another name to an input that is called as a builtin is, "input"; its target stays.
+            name = str(node.target) if node.op == "placeholder" else node.name
+            if name in known:
+                self._known[node] = known[name]
+            elif kind_of(node) is Kind.SHAPE and isinstance(source := node.args[0], Node) and source in self._known:
+                self._known[node] = self._known[source]  # what only moves values is not calibrated
         self._roots: dict[Node, Node] = {}
         self._unions: dict[Node, Range] = {}
 
     def __getitem__(self, node: Node) -> Range:
-        """A value's own range; what an operator only moves has the range of its input.
+        """A value's own range.
 
         Raises:
             InputError: it has none, or an infinite one.
         """
-        while node not in self._known and kind_of(node) is Kind.SHAPE:
-            node = node.args[0]  # type: ignore[assignment]
         if node not in self._known:
             raise InputError(
                 f"{node.name} has no range for static int8 activations; calibrate the program again with qn_deploy.calibrate(program, "
