@@ -27,8 +27,8 @@ from qn_deploy.errors import InputError
 from qn_deploy.exporting.exporter import NO_PARTS
 from qn_deploy.lowering.insert import INT8_SUFFIX
 from qn_deploy.weights.compressed import CompressedWeight, PQWeight
+from qn_deploy.weights.table_blob import DType, Layout, pack, unpack
 
-from ..to_executorch.table_blob import DType, Layout, pack, unpack
 from .read import DECODED_SUFFIX, expanded, transposes
 
 SHELL, SIDECAR = "model.shell.onnx", "model.shell.safetensors"

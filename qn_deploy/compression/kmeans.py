@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -15,9 +16,7 @@ from qn_deploy.errors import CompressionError
 Backend = Literal["faiss", "torch"]
 """Who compares blocks with centroids: faiss, the fastest on a processor, or torch, which runs where the blocks are."""
 
-# Training reads a sample: 1,024 blocks a centroid lose less than 0.2 % to all of them. Large codebooks get fewer, at least 64, so that
-# a round takes seconds.
-_SAMPLE, _LARGE_SAMPLE, _LEAST_SAMPLE = 1024, 1 << 20, 64
+_LARGE_SAMPLE, _LEAST_SAMPLE = 1 << 20, 64  # large codebooks get fewer blocks a centroid, so that a round takes seconds
 _FIRST = 32  # blocks a centroid that the first centroids are drawn from
 _PAIRS = 1 << 20  # that torch compares at a time
 _TRACE = 1e-6  # of a block's mean weight, added to its weights: a mean exists where all of a dimension are 0
@@ -25,8 +24,26 @@ _LEAST = 1e-18  # of the mean weight, added to all weights, for blocks without a
 _TINY = torch.finfo(torch.float32).tiny
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How long a k-means goes on.
+
+    Attributes:
+        iterations: the most rounds of Lloyd's algorithm; it ends when no code changes.
+        sample: blocks a centroid that are looked at; 1,024 lose less than 0.2 % to all of them.
+    """
+
+    iterations: int = 25
+    sample: int = 1024
+
+
 def kmeans(
-    blocks: Tensor, k: int, weights: Tensor | None = None, iterations: int = 25, seed: int = 0, backend: Backend | None = None
+    blocks: Tensor,
+    k: int,
+    weights: Tensor | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clusters blocks so that their summed squared distance to their centroids is small (paper section 3.2, eq. 4).
 
@@ -37,7 +54,7 @@ def kmeans(
         blocks: float32 [N, d], N >= 1.
         k: the most centroids to return.
         weights: float32 [N, d], >= 0, what the squared error of each element counts; None counts all alike.
-        iterations: the most rounds of Lloyd's algorithm; it ends when no code changes.
+        effort: how long it goes on; the usual one if None.
         seed: of everything random.
         backend: None takes faiss for blocks on the CPU, torch for others, which faiss can't read.
 
@@ -56,10 +73,11 @@ def kmeans(
         if distinct.shape[0] <= k:
             return distinct, codes
     generator = torch.Generator().manual_seed(seed)
-    size = k * min(_SAMPLE, max(_LEAST_SAMPLE, _LARGE_SAMPLE // k))
+    effort = effort or Effort()
+    size = k * min(effort.sample, max(_LEAST_SAMPLE, _LARGE_SAMPLE // k))
     sample = torch.randperm(len(blocks), generator=generator)[:size].to(blocks.device)
     backend = _chosen(backend, blocks)
-    centroids = _lloyd(blocks[sample], None if mass is None else mass[sample], k, iterations, generator, backend)
+    centroids = _lloyd(blocks[sample], None if mass is None else mass[sample], k, effort.iterations, generator, backend)
     return used(centroids, _search(blocks, mass, backend)(centroids))
 
 

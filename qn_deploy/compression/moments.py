@@ -1,36 +1,33 @@
-"""How the inputs of each layer go together: their second moments over calibration batches, layer after layer as the model calls them.
+"""How the inputs of an operator go together: what error feedback has to know of them.
 
-A layer is measured behind compressed layers, so that it can make up for what those have changed.
+An input is what meets one row of the weight: a token's features, or a pixel's patch. A sample of them says enough, so patches are gathered
+at some positions instead of unfolding the whole value.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from math import prod
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
+from torch.fx import Node
 
-from qn_deploy.compression.distill import Batch, as_batch
-from qn_deploy.errors import InputError
-from qn_deploy.recipe.parameters import Slot
+from qn_deploy.graph.operators import Kind, kind_of
 
-READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)  # they use their weight on what they are called with, and in no other way
 _FLOOR = 1e-3  # of the mean square over all inputs, added to that of each: an input next to zero is not blown up to unit size
 _TINY = torch.finfo(torch.float32).tiny
+_SAMPLE, _PER_WEIGHT = 32_768, 8  # inputs that are looked at: so many in all groups together, but this many for each weight of a row
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What the readers of a weight were called with.
+    """What the readers of a weight read beside it.
 
-    An input is what meets one row of the weight: a token's features, or a pixel's patch. Each is scaled to unit mean square: without
-    that, the few huge activations of a Transformer own the sums, and error feedback hurts.
+    Each input is scaled to unit mean square: without that, the few huge activations of a Transformer own the sums, and error feedback
+    hurts.
 
     Attributes:
         gram: float32 [groups, n, n], the sum of x^T x over inputs x [1, n]; None if the weight is only looked up.
@@ -42,126 +39,121 @@ class Moments:
     cross: Tensor | None = None
     lookups: Tensor | None = None
 
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(_sum(self.gram, other.gram), _sum(self.cross, other.cross), _sum(self.lookups, other.lookups))
 
-def measured(
-    reference: nn.Module, student: nn.Module, weights: Sequence[Sequence[Slot]], batches: Iterable[Batch]
-) -> Iterator[tuple[list[int], Moments | None]]:
-    """Measures stage after stage, a stage being weights that read one input; compress them in `student` before asking for the next.
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a convolution reads, each field with one number for each dimension; of a linear layer they are empty.
+
+    Attributes:
+        kernel, stride, dilation: as the operator has them.
+        before: padding with zeros before the first element; after the last there is as much, or one more where "same" is uneven.
+        padded: padding on both sides together.
+        groups: of channels.
+    """
+
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
+    padded: tuple[int, ...] = ()
+    groups: int = 1
+
+    def outputs(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Positions at which the kernel is put down in an input of these sizes."""
+        each = zip(sizes, self.kernel, self.stride, self.dilation, self.padded, strict=True)
+        return tuple((size + pad - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation, pad in each)
+
+
+def source_of(node: Node) -> Node | None:
+    """The value whose moments an operator's weight needs: what a layer is fed with, or a lookup's indices; None if there are none."""
+    kind = kind_of(node)
+    argument = node.args[0] if kind in (Kind.LINEAR, Kind.CONVOLUTION) else node.args[1] if kind is Kind.LOOKUP else None
+    return argument if isinstance(argument, Node) else None
+
+
+def geometry_of(node: Node, weight: Tensor) -> Geometry:
+    """Where an operator reads, by its arguments; only those of `source_of` have moments."""
+    if kind_of(node) is not Kind.CONVOLUTION:
+        return Geometry()
+    kernel = tuple(weight.shape[2:])
+    given = dict(zip(("stride", "padding", "dilation", "groups"), node.args[3:], strict=False)) | node.kwargs
+
+    def each(name: str, usual: int) -> tuple[int, ...]:
+        value = given.get(name, usual)
+        values = (value,) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
+        return values * len(kernel) if len(values) == 1 else values
+
+    stride, dilation = each("stride", 1), each("dilation", 1)
+    if isinstance(padding := given.get("padding", 0), str):
+        same = padding == "same"
+        padded = tuple(same * step * (size - 1) for size, step in zip(kernel, dilation, strict=True))
+    else:
+        padded = tuple(2 * side for side in each("padding", 0))
+    groups = given.get("groups", 1)
+    assert isinstance(groups, int)
+    return Geometry(kernel, stride, dilation, tuple(side // 2 for side in padded), padded, groups)
+
+
+def measured(node: Node, weight: Tensor, values: Iterable[tuple[Tensor, Tensor]], batches: int, seed: int = 0) -> Moments:
+    """The moments of one reader of a weight.
 
     Args:
-        reference: the float model.
-        student: the model whose weights become compressed; its modules have the same names.
-        weights: for each weight the places where it stands.
-        batches: inputs of the model, without padding, which would count like everything else; gone through once for each stage.
-
-    Yields:
-        The stage's indices into `weights`, and its moments. The last stage is what no input reached, with None.
-
-    Raises:
-        InputError: there are no batches, or one is no tuple.
+        node: the reader.
+        weight: of which only the shape counts.
+        values: (the compressed model's, the float model's) value of `source_of(node)`, of each batch.
+        batches: how many there are; each gives an equal share of the sample.
+        seed: of the sample.
     """
-    batches = [as_batch(batch) for batch in batches]
-    if not batches:
-        raise InputError("there are no calibration batches; give tuples with one tensor for each input of the model")
-    owner = {_path(slot): index for index, slots in enumerate(weights) for slot in slots if isinstance(slot.module, READERS)}
-    calls = _calls(reference, owner, batches[0])
-    counts = Counter(owner[call.path] for call in calls)
-    for stage in _stages(calls, owner, counts):
-        paths = [path for path, index in owner.items() if index == stage[0]]
-        total = Moments()
-        with parametrize.cached():  # each table is decoded once a stage, not once a batch
-            for batch in batches:
-                ours, theirs = (_calls(model, paths, batch, counts[stage[0]]) for model in (student, reference))
-                for x, y in zip(ours, theirs, strict=True):
-                    total = _added(total, x.module, x.value, y.value)
-        yield stage, total
-    if missed := [index for index in range(len(weights)) if index not in counts]:
-        yield missed, None
+    total = Moments()
+    if kind_of(node) is Kind.LOOKUP:
+        for indices, _ in values:
+            total += Moments(lookups=torch.bincount(indices.flatten(), minlength=len(weight)).float())
+        return total
+    geometry = geometry_of(node, weight)
+    size = weight[0].numel()
+    share = -(-max(_SAMPLE // geometry.groups, _PER_WEIGHT * size) // batches)
+    generator = torch.Generator().manual_seed(seed)
+    for ours, theirs in values:
+        positions = _positions(ours, geometry, share, generator)
+        x, y = (inputs_at(value, geometry, positions) for value in (ours, theirs))
+        square = x.square().mean(2, keepdim=True)
+        factor = (square + _FLOOR * square.mean()).clamp_min(_TINY).rsqrt()
+        x, y = factor * x, factor * y
+        total += Moments(gram=x.mT @ x, cross=y.mT @ x)
+    return total
 
 
-class _Call(NamedTuple):
-    """A module that was called, with which tensor, and a copy of that, since what follows may write into it."""
+def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
+    """float32 [groups, P, n]: what meets the rows of the weight at some positions.
 
-    path: str
-    module: nn.Module
-    tensor: Tensor
-    value: Tensor
-
-
-class _Enough(Exception):
-    """Ends a forward pass after the last call that is of interest."""
-
-
-def _calls(model: nn.Module, paths: Iterable[str], batch: Batch, limit: int | None = None) -> list[_Call]:
-    """The first `limit` calls of these modules in a forward pass, which goes no further than that."""
-    calls: list[_Call] = []
-
-    def watch(path: str) -> RemovableHandle:
-        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            calls.append(_Call(path, module, inputs[0], inputs[0].detach().clone()))
-            if len(calls) == limit:
-                raise _Enough
-
-        return model.get_submodule(path).register_forward_pre_hook(see)
-
-    handles = [watch(path) for path in paths]
-    try:
-        with torch.no_grad():
-            model(*batch)
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+    Args:
+        value: what the operator reads, [..., n] of a linear layer, [N, channels, ...] of a convolution.
+        geometry: of the operator.
+        positions: int64 [P], into the output's positions, all dimensions but the channels laid end to end.
+    """
+    if not geometry.kernel:
+        return value.flatten(0, -2)[positions].float()[None] if value.ndim > 1 else value.float()[None, None]
+    sizes = tuple(value.shape[2:])
+    image, *at = torch.unravel_index(positions, (len(value), *geometry.outputs(sizes)))
+    index, inside = torch.zeros(len(positions), prod(geometry.kernel), dtype=torch.int64), torch.ones((), dtype=torch.bool)
+    offsets = torch.tensor(list(product(*(range(side) for side in geometry.kernel))))  # [kernel, dimensions]
+    for dimension, size in enumerate(sizes):
+        where = at[dimension][:, None] * geometry.stride[dimension] - geometry.before[dimension]
+        where = where + offsets[:, dimension] * geometry.dilation[dimension]  # [P, kernel]
+        inside = inside & (where >= 0) & (where < size)
+        index = index * size + where.clamp(0, size - 1)
+    patches = value.flatten(2)[image[:, None], :, index].float() * inside[..., None]  # [P, kernel, channels]; outside lie zeros
+    return patches.mT.reshape(len(positions), geometry.groups, -1).transpose(0, 1)
 
 
-def _stages(calls: list[_Call], owner: dict[str, int], counts: Counter[int]) -> list[list[int]]:
-    """Weights in the order of their first call; linear layers that read one tensor one after the other, queries and keys, are one stage."""
-    first: dict[int, _Call] = {}
-    for call in calls:
-        first.setdefault(owner[call.path], call)
-    stages: list[list[int]] = []
-    shared: _Call | None = None  # what the linear layers of the last stage read
-    for index, call in first.items():
-        linear = isinstance(call.module, nn.Linear) and counts[index] == 1
-        if linear and shared and call.tensor is shared.tensor and torch.equal(call.value, shared.value):
-            stages[-1].append(index)
-        else:
-            stages.append([index])
-            shared = call if linear else None
-    return stages
+def _positions(value: Tensor, geometry: Geometry, most: int, generator: torch.Generator) -> Tensor:
+    """int64 [P]: all positions of an operator's output, or `most` of them by chance, in order."""
+    places = prod(value.shape[:-1]) if not geometry.kernel else len(value) * prod(geometry.outputs(tuple(value.shape[2:])))
+    return torch.arange(places) if places <= most else torch.randperm(places, generator=generator)[:most].sort().values
 
 
-def _added(total: Moments, module: nn.Module, x: Tensor, y: Tensor) -> Moments:
-    """The sums with one more call: of x in the student, and of y in the float model."""
-    if isinstance(module, nn.Embedding):
-        found = torch.bincount(x.flatten(), minlength=module.num_embeddings).float()
-        return replace(total, lookups=found if total.lookups is None else total.lookups + found)
-    x, y = inputs_of(module, x), inputs_of(module, y)
-    square = x.square().mean(2, keepdim=True)
-    factor = (square + _FLOOR * square.mean()).clamp_min(_TINY).rsqrt()
-    x, y = factor * x, factor * y
-    gram, cross = x.mT @ x, y.mT @ x
-    if total.gram is None or total.cross is None:
-        return replace(total, gram=gram, cross=cross)
-    return replace(total, gram=total.gram + gram, cross=total.cross + cross)
-
-
-def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
-    """float32 [groups, N, n]: what meets the rows of the weight when a module is called with x."""
-    if isinstance(module, nn.Linear):
-        return x.float().reshape(1, -1, x.shape[-1])
-    assert isinstance(module, nn.Conv1d | nn.Conv2d)
-    # The module's own padding, which may be "same" or mirrored, and then patches without any more.
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x.float(), module._reversed_padding_repeated_twice, mode)
-    sizes: list[tuple[int, ...]] = [module.kernel_size, module.dilation, (0,) * (x.ndim - 2), module.stride]
-    if x.ndim == 3:
-        x, sizes = x.unsqueeze(-2), [(neutral, *size) for neutral, size in zip((1, 1, 0, 1), sizes, strict=True)]
-    patches = F.unfold(x, *sizes)  # [N, in * kernel, positions]
-    return patches.reshape(len(patches), module.groups, -1, patches.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
-
-
-def _path(slot: Slot) -> str:
-    return slot.name.rpartition(".")[0]
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else first + second

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from qn_deploy.compression.kmeans import kmeans, nearest, used
+from qn_deploy.compression.kmeans import Effort, kmeans, nearest, used
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
 from qn_deploy.weights.compressed import INT8_MAX, PQWeight, codes_dtype, to_int8
@@ -68,7 +68,15 @@ def normalised(weight: Tensor, block_size: int, per_channel: bool = True) -> tup
     return (rows / scale[:, None]).reshape(rows.shape[0], -1, block_size), scale, live
 
 
-def codebooks(blocks: Tensor, books: int, size: int, live: Tensor, seed: int = 0, importance: Tensor | None = None) -> list[Tensor]:
+def codebooks(
+    blocks: Tensor,
+    books: int,
+    size: int,
+    live: Tensor,
+    seed: int = 0,
+    importance: Tensor | None = None,
+    effort: Effort | None = None,
+) -> list[Tensor]:
     """Clusters the blocks of each group of block columns by themselves.
 
     Args:
@@ -78,6 +86,7 @@ def codebooks(blocks: Tensor, books: int, size: int, live: Tensor, seed: int = 0
         live: bool [out]; the blocks of other rows share one centroid of zeros.
         seed: of the k-means.
         importance: float32 [out, B, d], what the squared error of each weight counts; None counts all alike.
+        effort: of the k-means.
 
     Returns:
         G times float32 [K', d], K' <= K.
@@ -87,7 +96,7 @@ def codebooks(blocks: Tensor, books: int, size: int, live: Tensor, seed: int = 0
     for columns in groups(blocks.shape[1], books):
         chosen = blocks[live][:, columns].flatten(0, 1)
         weights = None if importance is None else importance[live][:, columns].flatten(0, 1)
-        centroids = kmeans(chosen, size - len(zero), weights=weights, seed=seed)[0] if len(chosen) else blocks[:0, 0]
+        centroids = kmeans(chosen, size - len(zero), weights=weights, effort=effort, seed=seed)[0] if len(chosen) else blocks[:0, 0]
         found.append(torch.cat([centroids, zero]))
     return found
 

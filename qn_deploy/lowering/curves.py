@@ -19,15 +19,6 @@ from qn_deploy.lowering.rules import Grid
 _aten = torch.ops.aten
 Function = Callable[[Tensor], Tensor]
 
-RELUS = (_aten.relu.default, _aten.relu_.default)
-CLAMPS = (*RELUS, _aten.relu6.default, _aten.relu6_.default, _aten.hardtanh.default, _aten.hardtanh_.default)
-CURVES = (
-    *CLAMPS,
-    *(_aten.sigmoid.default, _aten.sigmoid_.default, _aten.tanh.default, _aten.tanh_.default),
-    *(_aten.silu.default, _aten.silu_.default, _aten.hardswish.default, _aten.hardswish_.default),
-    *(_aten.hardsigmoid.default, _aten.hardsigmoid_.default, _aten.gelu.default),
-    *(_aten.leaky_relu.default, _aten.leaky_relu_.default, _aten.elu.default, _aten.elu_.default),
-)
 # No runtime was further than a sixth of this from float64, as a part of 1 + |x|: all of CURVES, x86 and ARM.
 _ERROR = 2**-20
 
@@ -36,7 +27,7 @@ def function_of(target: Any, args: tuple[Any, ...]) -> Function:
     """An activation as a function of its first argument."""
 
     def function(x: Tensor) -> Tensor:
-        result: Tensor = target(x.clone(), *args[1:])  # some work in place
+        result: Tensor = target(x, *args[1:])
         return result
 
     return function

@@ -10,14 +10,11 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from qn_deploy.graph.operators import TRANSPOSED
 from qn_deploy.weights.compressed import INT8_MAX, CompressedWeight, PQWeight
 from qn_deploy.weights.packing import code_pairs, code_rows, packs_rows, row_offsets
 
 aten = torch.ops.aten
-LINEAR = aten.linear.default
-CONVOLUTIONS = (aten.conv2d.default, aten.conv1d.default, aten.convolution.default, aten.conv2d.padding, aten.conv1d.padding)
-TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input)
-LAYERS = (LINEAR, *CONVOLUTIONS, *TRANSPOSED)  # what runtimes compute with int8 weights
 INT8_SUFFIX = "_int8"  # "conv.weight" is stored as the buffer "conv.weight_int8"
 CODE_PAIRS = "qn_code_pairs"  # the buffer with which packed codes are looked up
 

@@ -23,15 +23,15 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Interpreter
 
-from qn_deploy.lowering.curves import CLAMPS, CURVES, Function, are_certain, clamp_bounds, curve_steps, function_of
-from qn_deploy.lowering.insert import TRANSPOSED
+from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS, LINEAR, PAIRS, TRANSPOSED, Kind, operator_of
+from qn_deploy.lowering.curves import Function, are_certain, clamp_bounds, curve_steps, function_of, is_certain
+from qn_deploy.lowering.placement import is_global_mean
 from qn_deploy.lowering.rules import Grid, PairRule, Rules
 from qn_deploy.lowering.settle import computes_int8, is_quantized, is_settled, pair_rule, range_behind
 from qn_deploy.program.program import Batch
 
 _decomposed = torch.ops.quantized_decomposed
 _aten = torch.ops.aten
-_MATMULS = (_aten.conv1d.default, _aten.conv2d.default, _aten.linear.default)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class IntegerReference(Interpreter):
             return Curve(args[0], function_of(target, args))
         if target is _decomposed.quantize_per_tensor.default:
             return self._quantize(*args)
-        if target in (*_MATMULS, *TRANSPOSED) and all(isinstance(arg, Quantized) for arg in args[:2]) and _sums_integers(target, args[1]):
+        if target in LAYERS and all(isinstance(arg, Quantized) for arg in args[:2]) and _sums_integers(target, args[1]):
             return _accumulate(target, *args)
         if target is _aten.adaptive_avg_pool2d.default and isinstance(args[0], Quantized) and list(args[1]) == [1, 1]:
             return _mean(args[0])
@@ -151,7 +151,7 @@ def _sums_integers(target: Any, weight: Quantized) -> bool:
 def _accumulate(target: Any, x: Quantized, weight: Quantized, bias: Tensor | None = None, *rest: Any) -> Accumulator:
     # float64 holds every sum of int8 products exactly, and has a fast convolution.
     sums = target(x.steps.double() - x.zero, weight.steps.double(), None, *rest).round().long()
-    channels = (-1,) if target is _aten.linear.default else (-1, *[1] * (weight.steps.ndim - 2))
+    channels = (-1,) if target in LINEAR else (-1, *[1] * (weight.steps.ndim - 2))
     scale = x.scale * weight.scale
     if bias is not None:
         sums = sums + (bias / scale).round().long().reshape(channels)
@@ -181,47 +181,59 @@ def as_float(value: Any) -> Any:
     return value
 
 
-# Operators that move or compare quantized values and so stay on the grid: the same numbers come out of any arithmetic.
-_EXACT = {
-    *_MATMULS,
-    _aten.max_pool2d.default,
-    _aten.flatten.using_ints,
-    _aten.unflatten.int,
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.permute.default,
-    _aten.transpose.int,
-    _aten.slice.Tensor,
-    _aten.pad.default,
-    _aten.constant_pad_nd.default,
-    _aten.cat.default,
-    _aten.unsqueeze.default,
-    _aten.squeeze.dims,
-    _aten.dropout.default,
-    _decomposed.dequantize_per_tensor.default,
-    _decomposed.dequantize_per_channel.default,
-    _decomposed.quantize_per_tensor.default,
-}
+# What moves or compares values gives the same numbers in any arithmetic.
+_MOVES = (Kind.SHAPE, Kind.CONCATENATION, Kind.POOL)
 
 
 def inexact_operators(exported: ExportedProgram) -> list[str]:
     """Operators of a lowered static program that the reference computes by no runtime's rule, in the graph's order."""
     computed = [node for node in exported.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
-    nodes = [node for node in computed if isinstance(node.meta.get("val"), Tensor | tuple)]  # a tuple: the outputs of an LSTM
-    return [node.name for node in nodes if node.target not in _EXACT and not _is_exact(node, exported)]
+    return [node.name for node in computed if not _is_exact(node, exported)]
+
+
+def _has_floats(node: Any) -> bool:
+    """True for what computes float tensors: integers are the same everywhere."""
+    value = node.meta.get("val")
+    results = value if isinstance(value, tuple | list) else (value,)  # an LSTM has several
+    return any(isinstance(result, Tensor) and result.is_floating_point() for result in results)
 
 
 def _is_exact(node: Any, exported: ExportedProgram) -> bool:
+    """True if what the operator really reads and gives is as its kind's rule asks: a layer whose weight stayed float has none."""
+    if node.target is _decomposed.quantize_per_tensor.default:
+        return _is_certain(node)
+    if not _has_floats(node) or node.target in (_decomposed.dequantize_per_tensor.default, _decomposed.dequantize_per_channel.default):
+        return True
+    row = operator_of(node)
+    if row is None:
+        return False
+    if row.kind in _MOVES or node.target is _aten.embedding.default:
+        return True
     if node.target in TRANSPOSED:
         return _fits_float(node, exported)
-    if node.target is _aten.adaptive_avg_pool2d.default:
-        return list(node.args[1]) == [1, 1] and is_quantized(node.args[0])
+    if node.target in LAYERS:
+        return row.int8 and is_quantized(node.args[0]) and _is_int8(node.args[1]) and range_behind(node, CLAMPS) is not None
+    if row.kind is Kind.MEAN:
+        return is_global_mean(node) and is_quantized(node.args[0]) and range_behind(node) is not None
     if computes_int8(node) and range_behind(node):
         return is_settled(node)
     if node.target in CLAMPS:  # of floats it is the same in each runtime, and so it is in the steps of the layer that it joins
         bounds, behind = clamp_bounds(function_of(node.target, node.args)), range_behind(node)
         return behind is None or are_certain(bounds, behind[0])
-    return computes_int8(node) and node.target not in CURVES  # a sum or a product of floats
+    return computes_int8(node) and node.target in PAIRS  # a sum or a product of floats
+
+
+def _is_certain(quantize: Any) -> bool:
+    """True if no rounding error decides a step: floats are quantized by a rule, and int8 steps on another grid by none."""
+    source, scale, zero = quantize.args[:3]
+    if not is_quantized(source) or source.args[1:3] == (scale, zero):
+        return True
+    one, other = (Grid(torch.tensor(node.args[1], dtype=torch.float32), node.args[2]) for node in (source, quantize))
+    return is_certain(lambda x: x, one, other)
+
+
+def _is_int8(weight: Any) -> bool:
+    return is_quantized(weight) or weight.target is _decomposed.dequantize_per_channel.default
 
 
 def _fits_float(layer: Any, exported: ExportedProgram) -> bool:

@@ -1,8 +1,8 @@
 """Lowering: the float graph of a Program becomes a graph that computes with the compressed int8 weights.
 
 One pass a concern, in this order:
-    1. static only (`static.py`): PT2E places quantize/dequantize pairs around the activations and calibrates them (weights stay out of
-       it), and the ranges of additions, products and activations are settled so that all runtimes compute alike
+    1. static only (`static.py`): each value that runtimes compute in int8 is quantized by its range, and the scales of additions, products
+       and activations are settled so that all runtimes compute alike
     2. each compressed weight becomes `dequantize_per_channel(int8 buffer, scale)`, an embedding a lookup in codes, then in centroids
     3. dynamic only: the input of each int8 linear is quantized by its own range at run time
 
@@ -22,9 +22,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import ExportError, InputError
-from qn_deploy.lowering.insert import CONVOLUTIONS, LAYERS, LINEAR, TRANSPOSED, insert_weights
+from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
+from qn_deploy.lowering.insert import insert_weights
 from qn_deploy.lowering.settle import is_quantized
-from qn_deploy.lowering.static import calibrate, snap_biases
+from qn_deploy.lowering.static import quantize_activations, snap_biases
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.weights.compressed import CompressedWeight
 from qn_deploy.weights.packing import as_table
@@ -48,6 +49,22 @@ class Activations(str, Enum):
 
 
 @dataclass(frozen=True)
+class Form:
+    """One way to lower a program, as an exporter wants it.
+
+    Attributes:
+        activations: how activations are quantized.
+        per_row: dynamic ranges are taken of each row (XNNPACK) instead of the whole tensor (onnxruntime).
+        baked: where the activations beside it are float, a weight stays a float constant of the dequantized values (for runtimes that
+            have no kernel for int8 weights with float activations); embeddings are lookups all the same.
+    """
+
+    activations: Activations
+    per_row: bool = False
+    baked: bool = False
+
+
+@dataclass(frozen=True)
 class Lowered:
     """A graph that computes with int8 weights.
 
@@ -55,12 +72,12 @@ class Lowered:
         exported: aten and quantized_decomposed operators; the weight W of the Program is the int8 buffer W + "_int8".
         weights: the compressed form of each such buffer, and of each parameter that stayed float, by its name in `exported`; 4-bit values
             are tables there.
-        activations: how its activations are quantized.
+        form: the way in which it was lowered.
     """
 
     exported: ExportedProgram
     weights: dict[str, CompressedWeight]
-    activations: Activations
+    form: Form
 
     def simulate(self, inputs: Batch) -> Batch:
         """Runs the simulated program in torch."""
@@ -70,17 +87,19 @@ class Lowered:
 
 
 def choose_activations(program: Program, asked: Activations | None) -> Activations:
-    """The activation scheme for a program: as asked, else static with calibration data, else dynamic.
+    """The activation scheme for a program: as asked, else static if it was calibrated, else dynamic.
 
     Raises:
-        InputError: static without calibration data, or convolutions without any way to quantize their inputs.
+        InputError: static without ranges, or convolutions without any way to quantize their inputs.
     """
-    chosen = asked or (Activations.STATIC if program.calibration else Activations.DYNAMIC)
-    if chosen.is_static and not program.calibration:
-        raise InputError("static int8 activations need calibration data: give --calibrate data.npz, or calibration= to qn_deploy.save")
-    convolutions = [node.name for node in program.exported.graph.nodes if node.target in (*CONVOLUTIONS, *TRANSPOSED)]
+    chosen = asked or (Activations.STATIC if program.ranges else Activations.DYNAMIC)
+    if chosen.is_static and not program.ranges:
+        raise InputError(
+            "static int8 activations need calibration data: give --calibrate data.npz, or call qn_deploy.calibrate before qn_deploy.save"
+        )
+    convolutions = [node.name for node in program.exported.graph.nodes if kind_of(node) in (Kind.CONVOLUTION, Kind.TRANSPOSED)]
     if chosen is Activations.DYNAMIC and convolutions:
-        reason = "model.pt holds none" if not program.calibration else "there are no dynamic ones"
+        reason = "model.pt holds none" if not program.ranges else "there are no dynamic ones"
         raise InputError(
             f"the model has {len(convolutions)} convolutions ({convolutions[0]}, ...), whose int8 activations need calibration data; "
             f"{reason}. Give --calibrate data.npz (arrays named like the inputs) with static activations, or keep activations float "
@@ -89,37 +108,35 @@ def choose_activations(program: Program, asked: Activations | None) -> Activatio
     return chosen
 
 
-def lower(program: Program, activations: Activations, per_row: bool = False, baked: bool = False) -> Lowered:
+def lower(program: Program, form: Form) -> Lowered:
     """Lowers a program to int8 weights, with activations as asked.
 
     Args:
         program: it is not changed.
-        activations: how activations are quantized.
-        per_row: dynamic ranges are taken of each row (XNNPACK) instead of the whole tensor (onnxruntime).
-        baked: where the activations beside it are float, a weight stays a float constant of the dequantized values (for runtimes that
-            have no kernel for int8 weights with float activations); embeddings are lookups all the same.
+        form: the way to do it.
 
     Raises:
-        ExportError: static, and a BatchNorm that should have been folded before compressing follows a compressed weight; or a weight has
-            a scale for each row, and QNNPACK's activations are asked for.
+        InputError: static, and an activation that has to be int8 has no range.
+        ExportError: a weight has a scale for each row, and QNNPACK's activations are asked for.
     """
+    activations = form.activations
     graph_module: GraphModule = program.exported.module(check_guards=False)  # a copy: the program is not touched
     if activations is Activations.QNNPACK:
         _check_scales(program)
     if activations.is_static:
-        graph_module = calibrate(graph_module, program)
+        quantize_activations(graph_module, program)
     forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
     per_tensor = activations is Activations.QNNPACK
-    weights = insert_weights(graph_module, forms, lambda layer: not baked or _takes_int8(layer, activations), per_tensor)
+    weights = insert_weights(graph_module, forms, lambda layer: not form.baked or _takes_int8(layer, activations), per_tensor)
     if activations.is_static:
         snap_biases(graph_module, weights)
     if activations is Activations.DYNAMIC:
-        _quantize_linear_inputs(graph_module, weights, per_row)
+        _quantize_linear_inputs(graph_module, weights, form.per_row)
     graph_module.graph.lint()
     graph_module.recompile()
     with torch.no_grad():
         exported = torch.export.export(graph_module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
-    return Lowered(exported, weights, activations)
+    return Lowered(exported, weights, form)
 
 
 def input_names(exported: ExportedProgram) -> list[str]:
@@ -163,7 +180,7 @@ def _check_scales(program: Program) -> None:
 def _takes_int8(layer: Node, activations: Activations) -> bool:
     """True if the activations beside the layer's weight are int8, or will be."""
     if activations is Activations.DYNAMIC:
-        return layer.target is LINEAR
+        return layer.target in LINEAR
     return layer.target in LAYERS and is_quantized(layer.args[0])
 
 
@@ -172,7 +189,7 @@ def _quantize_linear_inputs(graph_module: GraphModule, weights: dict[str, Compre
     decomposed = torch.ops.quantized_decomposed
     graph = graph_module.graph
     low, high, kind = -128, 127, torch.int8
-    for node in [node for node in graph.nodes if node.target is LINEAR]:
+    for node in [node for node in graph.nodes if node.target in LINEAR]:
         x, weight = node.args[:2]
         if weight.op != "call_function" or str(weight.args[0].target) not in weights:
             continue

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from qn_deploy.lowering.curves import CURVES, RELUS, function_of, is_certain
+from qn_deploy.graph.operators import CURVES, PAIRS, Kind, of_kind
+from qn_deploy.lowering.curves import function_of, is_certain
+from qn_deploy.lowering.placement import RELUS
 from qn_deploy.lowering.rules import ALL, Grid, PairRule, Rules
 
-_aten, _decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+_decomposed = torch.ops.quantized_decomposed
 _QUANTIZE, _DEQUANTIZE = _decomposed.quantize_per_tensor.default, _decomposed.dequantize_per_tensor.default
-_ADDS = (_aten.add.Tensor, _aten.add_.Tensor)
-_MULS = (_aten.mul.Tensor, _aten.mul_.Tensor)
+_ADDS, _MULS = of_kind(Kind.ADDITION), of_kind(Kind.PRODUCT)
 _NUDGE = 1 + 2**-12
 _TRIES = 64
 _ROUNDS = 4  # operators that share a range can unsettle each other
@@ -45,7 +46,7 @@ def is_settled(node: Node) -> bool:
 
 def computes_int8(node: Node) -> bool:
     """True for a sum, product or activation whose operands are all int8 tensors."""
-    operands = node.args if node.target in (*_ADDS, *_MULS) else node.args[:1] if node.target in CURVES else ()
+    operands = node.args if node.target in PAIRS else node.args[:1] if node.target in CURVES else ()
     return bool(operands) and not node.kwargs and all(is_quantized(operand) for operand in operands)
 
 

@@ -1,106 +1,113 @@
-"""Static activations: where they are quantized and by which ranges, and what runtimes need to compute the same with them.
+"""Static activations: quantize and dequantize around each value that is int8, by its range, and what runtimes need to compute the same.
 
-PT2E places quantize/dequantize pairs where XNNPACK computes in int8, and calibrates them. Then output scales are settled (`settle.py`),
-each reader gets a dequantize of its own, and biases go on their int32 grid.
+`placement.py` says which values are int8 and which share a range. Here each gets one quantize and a dequantize for each reader, output
+scales are settled (`settle.py`), and biases go on their int32 grid.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
-from qn_deploy.errors import ExportError
-from qn_deploy.lowering.curves import CLAMPS, CURVES
-from qn_deploy.lowering.insert import LAYERS, buffer
+from qn_deploy.graph.operators import LAYERS, Kind, kind_of
+from qn_deploy.lowering.insert import buffer
+from qn_deploy.lowering.placement import Placement, joined_clamp, place
+from qn_deploy.lowering.ranges import LEAST, Ranges, scale_of, zero_of
+from qn_deploy.lowering.rewrite import rewrite
 from qn_deploy.lowering.settle import is_quantized, settle
 from qn_deploy.program.program import Program
-from qn_deploy.quiet import quiet
 from qn_deploy.weights.compressed import CompressedWeight
 
-aten = torch.ops.aten
+_decomposed = torch.ops.quantized_decomposed
+_LIMITS = -128, 127, torch.int8
+_LARGEST_BIAS = 2.0**30  # in steps of the int32 sums that it is added to
+_LEAST_OUTPUT = 2.0**-7  # of a step of these sums: kernels scale them by less than 2**8
 
 
-def calibrate(graph_module: GraphModule, program: Program) -> GraphModule:
-    """The graph with a quantize and a dequantize around each activation that runtimes compute in int8, by ranges of the calibration data.
+def quantize_activations(graph_module: GraphModule, program: Program) -> None:
+    """Puts a quantize and dequantizes around each activation that runtimes compute in int8, by the program's ranges.
 
     Args:
-        graph_module: of the program; it may be changed.
+        graph_module: of the program, with the names that its nodes have there; it is changed.
         program: its weights stay as they are.
 
     Raises:
-        ExportError: a BatchNorm that should have been folded before compressing follows a compressed weight.
+        InputError: a value that has to be int8 has no range, or an infinite one.
     """
-    with quiet():
-        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
-
-    config = get_symmetric_quantization_config(is_per_channel=True)
-
-    class ActivationQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
-        """XNNPACK's placement of activation ranges; weights have their scale already and are left alone."""
-
-        # What matches BatchNorm serves training only, and takes seconds: its patterns are captured anew each time.
-        SUPPORTED_PATTERNS = tuple(pattern for pattern in XNNPACKQuantizer.SUPPORTED_PATTERNS if "_bn" not in pattern.name)
-
-        def annotate(self, model: GraphModule) -> GraphModule:
-            model = super().annotate(model)
-            for node in model.graph.nodes:
-                annotation = node.meta.get("quantization_annotation")
-                if annotation is None and node.target is aten.adaptive_avg_pool2d.default:  # XNNPACK's knows it behind some operators only
-                    annotation = QuantizationAnnotation({node.args[0]: config.input_activation}, _annotated=True)
-                    node.meta["quantization_annotation"] = annotation
-                if annotation is None and node.target in CURVES and _is_read_as_int8(node):  # then what else reads it reads the same
-                    annotation = QuantizationAnnotation(output_qspec=config.output_activation, _annotated=True)
-                    node.meta["quantization_annotation"] = annotation
-                layer = node.args[0].meta.get("quantization_annotation") if _joins_layer(node) else None
-                if layer is not None:  # as a ReLU, with which XNNPACK's stops
-                    layer.output_qspec = None
-                    annotation = QuantizationAnnotation(output_qspec=config.output_activation, _annotated=True)
-                    node.meta["quantization_annotation"] = annotation
-                if annotation is None:
-                    continue
-                parameters = [source for source in annotation.input_qspec_map if source.op == "get_attr"]
-                for source in parameters:
-                    del annotation.input_qspec_map[source]
-                if node.target is aten.adaptive_avg_pool2d.default:
-                    # A range of its own, smaller than its input's. Sharing it, as PT2E would, a mean of n values is a tie once in n times.
-                    annotation.output_qspec = config.output_activation
-                if node.target in LAYERS and node.args[1].target not in program.weights:
-                    del node.meta["quantization_annotation"]  # a float weight makes a float layer
-            return model
-
-    quantizer = ActivationQuantizer().set_global(config)
-    with quiet(), torch.no_grad():
-        prepared = prepare_pt2e(graph_module, quantizer)
-        for batch in program.calibration:
-            prepared(*batch)
-        calibrated: GraphModule = convert_pt2e(prepared, fold_quantize=False)
-    settle(calibrated.graph)
-    state = calibrated.state_dict()
-    for name in program.weights:  # PT2E folds each BatchNorm that is left into the float weight, which the int8 one would not know
-        if name in state and not torch.equal(state[name], program.exported.state_dict[name]):
-            raise ExportError(
-                f"{name} is followed by a BatchNorm that is not folded into it; fold it before the weight is compressed, as "
-                "qn_deploy.compression does, or export with --activations none"
-            )
-    _separate_biases(calibrated)
-    _separate_dequantizes(calibrated)
-    return calibrated
+    graph = graph_module.graph
+    ranges = Ranges(program.ranges, graph.nodes)
+    rewrite(graph, ranges)
+    placement = place(graph, program.weights, ranges)
+    for one, other in placement.shared:
+        ranges.share(one, other)
+    _insert(graph, placement, _grids(graph_module, placement, ranges, program.weights))
+    settle(graph)
+    _separate_biases(graph_module)
 
 
-def _is_read_as_int8(node: Node) -> bool:
-    annotations = [user.meta.get("quantization_annotation") for user in node.users]
-    return any(annotation is not None and node in annotation.input_qspec_map for annotation in annotations)
+Grids = dict[Node, tuple[float, int]]  # scale and zero point of each value that is quantized
 
 
-def _joins_layer(node: Any) -> bool:
-    """True for a clamp that runtimes compute together with the layer before it."""
-    return node.target in CLAMPS and node.args[0].target in LAYERS and len(node.args[0].users) == 1
+def _grids(graph_module: GraphModule, placement: Placement, ranges: Ranges, weights: Mapping[str, CompressedWeight]) -> Grids:
+    least: dict[Node, float] = {}  # by the value that stands for those of one range
+    scales: dict[Node, float] = {}
+
+    def raise_to(value: Node, scale: float) -> None:
+        root = ranges.root(value)
+        least[root] = max(least.get(root, LEAST), scale)
+        scales[root] = scale_of(ranges.shared(root), least[root])
+
+    for node, sources in placement.reads.items():
+        for value in (*sources, joined_clamp(node) or node):
+            raise_to(value, LEAST)
+        if node.target in LAYERS:
+            raise_to(sources[0], _least_input(graph_module, node, weights[str(node.args[1].target)]))  # type: ignore[union-attr]
+    for node in graph_module.graph.nodes:  # in this order, as the scale of a layer's output depends on its input's
+        if node in placement.reads and node.target in LAYERS:
+            sums = scales[ranges.root(node.args[0])] * weights[node.args[1].target].scale.max().item()
+            raise_to(joined_clamp(node) or node, sums * _LEAST_OUTPUT)
+    values = {value for sources in placement.reads.values() for value in sources} | placement.values
+    return {value: (scale := scales[ranges.root(value)], zero_of(ranges.shared(value), scale)) for value in values}  # type: ignore[misc]
+
+
+def _least_input(graph_module: GraphModule, layer: Node, weight: CompressedWeight) -> float:
+    """The least scale of a layer's input that keeps its bias within the int32 sums; what is smaller does not count beside the bias."""
+    bias: Any = layer.args[2] if len(layer.args) > 2 else None
+    if bias is None or bias.op != "get_attr":
+        return LEAST
+    steps = operator.attrgetter(bias.target)(graph_module).detach().abs() / weight.scale
+    return float(steps.max()) / _LARGEST_BIAS
+
+
+def _insert(graph: Graph, placement: Placement, grids: Grids) -> None:
+    for value, grid in grids.items():
+        readers = list(value.users)
+        behind = value.next
+        while behind.op == "placeholder":
+            behind = behind.next
+        with graph.inserting_before(behind):
+            quantized = graph.call_function(_decomposed.quantize_per_tensor.default, (value, *grid, *_LIMITS))
+        for reader in readers:
+            reads = value in placement.reads.get(reader, ())
+            if reads or value in placement.values:  # a float operator goes on with the float that it has
+                with graph.inserting_before(reader):
+                    wanted = grids[reader] if reads and kind_of(reader) is Kind.CONCATENATION else grid
+                    reader.replace_input_with(value, _dequantized(graph, quantized, grid, wanted))
+
+
+def _dequantized(graph: Graph, quantized: Node, grid: tuple[float, int], wanted: tuple[float, int]) -> Node:
+    """A dequantize of its own for a reader: XNNPACK can't both return a result and go on with it. On another grid if that is `wanted`."""
+    quantize, dequantize = _decomposed.quantize_per_tensor.default, _decomposed.dequantize_per_tensor.default
+    floats = graph.call_function(dequantize, (quantized, *grid, *_LIMITS))
+    if wanted == grid:
+        return floats
+    steps = graph.call_function(quantize, (floats, *wanted, *_LIMITS))
+    return graph.call_function(dequantize, (steps, *wanted, *_LIMITS))
 
 
 def _separate_biases(graph_module: GraphModule) -> None:
@@ -116,15 +123,6 @@ def _separate_biases(graph_module: GraphModule) -> None:
             with graph_module.graph.inserting_before(node):
                 node.replace_input_with(bias, buffer(graph_module, f"{name}_{calls[name]}", value))
         calls[name] += 1
-
-
-def _separate_dequantizes(graph_module: GraphModule) -> None:
-    """Gives each reader of an activation a dequantize of its own: XNNPACK can't both return its result and go on with it."""
-    graph = graph_module.graph
-    for node in [node for node in graph.nodes if is_quantized(node)]:
-        for user in list(node.users)[1:]:
-            with graph.inserting_before(user):
-                user.replace_input_with(node, graph.node_copy(node))
 
 
 def snap_biases(graph_module: GraphModule, weights: dict[str, CompressedWeight]) -> None:

@@ -41,7 +41,8 @@ def outputs_of(returned: Any) -> Outputs:
     Raises:
         ExportError: there is no tensor.
     """
-    kept, paths, tensors, notes = [], [], [], {}
+    kept, paths, tensors = [], [], []
+    notes: dict[object, str] = {}
     for index, (path, leaf) in enumerate(pytree.tree_flatten_with_path(returned)[0]):
         opaque = _opaque(returned, path)
         where = ".".join(_word(key) for key in path) or "output"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compression.kmeans import Backend, kmeans, nearest, used
+from qn_deploy.compression.kmeans import Backend, Effort, kmeans, nearest, used
 from qn_deploy.errors import CompressionError
 
 backends = pytest.mark.parametrize("backend", ["faiss", "torch"])
@@ -116,7 +116,7 @@ def test_nearest_is_the_least_weighted_distance(backend: Backend, n: int, d: int
 def test_weighted_centroids_are_weighted_means(backend: Backend, n: int, d: int, k: int, seed: int) -> None:
     blocks = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     weights = random_weights(blocks.shape, seed)
-    centroids, codes = kmeans(blocks, k, weights, iterations=100, seed=seed, backend=backend)
+    centroids, codes = kmeans(blocks, k, weights, Effort(100), seed=seed, backend=backend)
     assert torch.isfinite(centroids).all() and torch.unique(codes).tolist() == list(range(len(centroids)))
     for code, centroid in enumerate(centroids):
         w, x = weights[codes == code].double(), blocks[codes == code].double()
@@ -163,7 +163,7 @@ def test_the_number_of_threads_changes_nothing(backend: Backend, weighted: bool)
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)  # faiss and torch share OpenMP's
-            found.append(kmeans(blocks, 16, weights, iterations=8, backend=backend))
+            found.append(kmeans(blocks, 16, weights, Effort(8), backend=backend))
     finally:
         torch.set_num_threads(before)
     for centroids, codes in found[1:]:
@@ -172,7 +172,7 @@ def test_the_number_of_threads_changes_nothing(backend: Backend, weighted: bool)
 
 def test_a_large_codebook_of_hardly_more_blocks() -> None:
     blocks = torch.randn(2500, 2, generator=torch.Generator().manual_seed(0))
-    centroids, codes = kmeans(blocks, 2048, torch.rand(blocks.shape, generator=torch.Generator().manual_seed(1)), iterations=3)
+    centroids, codes = kmeans(blocks, 2048, torch.rand(blocks.shape, generator=torch.Generator().manual_seed(1)), effort=Effort(3))
     assert 2000 < len(centroids) <= 2048 and torch.unique(codes).tolist() == list(range(len(centroids)))
     assert error(blocks, centroids, codes) < 2e-4
 

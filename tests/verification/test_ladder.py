@@ -16,13 +16,14 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch import pte, table_blob
+from qn_deploy.exporters.to_executorch import pte
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.exporting.manifest import GOLDEN, MANIFEST
 from qn_deploy.program.program import Batch
 from qn_deploy.verification import ladder
 from qn_deploy.verification.isolated import Run, RuntimeFailure
 from qn_deploy.verification.ladder import Check, Report, verify
+from qn_deploy.weights import table_blob
 
 
 class Folder:

@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporting.runner import Runner, find_runners
 from qn_deploy.verification.devices.packages import fetch_debian, fetch_wheel
 from qn_deploy.verification.devices.qemu import CPUS
-from qn_deploy.verification.devices.runner import Runner, find_runners
 
 SETUP = "qn-deploy devices setup qemu"
 _LAYOUT = 1  # changes with what this file puts where

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from qn_deploy.cli import main
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporting.runner import Runner, compile_for_device, find_runners
 from qn_deploy.verification.devices import bundle
 from qn_deploy.verification.devices.packages import fetch_debian
-from qn_deploy.verification.devices.runner import Runner, compile_for_device, find_runners
 
 
 @pytest.fixture(autouse=True)

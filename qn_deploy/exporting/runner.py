@@ -10,15 +10,16 @@ from pathlib import Path
 
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporting.exporter import find_exporters
-from qn_deploy.verification.devices.device import call
+from qn_deploy.processes import call
 
 
 @dataclass(frozen=True)
 class Runner:
     """The attribute `runner` of an exporter whose programs run on devices; an exporter without it runs on this machine only.
 
-    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes the files that `tensors` describes, and prints one line of JSON,
-    {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of standard error that says why.
+    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes tensor files (verification/devices/tensors.py describes them),
+    and prints one line of JSON, {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of
+    standard error that says why.
 
     Attributes:
         program: its file name in the bundle's bin folder.
