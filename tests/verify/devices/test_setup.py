@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,24 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(folder / "root", stanzas)
 
 
-def machine(folder: Path, installed: Installed, which: str) -> dict[str, str]:
-    """The environment of a command on a machine that has nothing, half or all of these packages."""
+@dataclass(frozen=True)
+class Machine:
+    """What the command sees of a machine, and the bundle that it made there."""
+
+    environment: dict[str, str]
+    bundle: Path
+
+    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Runs the command there."""
+        return run(self.environment, *arguments)
+
+
+def run(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+def set_up(folder: Path, installed: Installed, which: str) -> Machine:
+    """A machine that has nothing, half or all of these packages, after `qn-deploy devices setup qemu`."""
     stanzas = {"nothing": {}, "half": installed.half(), "all": installed.stanzas}[which]
     programs = folder / "programs"
     programs.mkdir()
@@ -78,24 +95,37 @@ def machine(folder: Path, installed: Installed, which: str) -> dict[str, str]:
     (folder / "status").write_text("".join(stanzas.values()))
     (folder / "apt.conf").write_text(f'Dir::State::status "{folder}/status";\n')
     (folder / "home").mkdir()
-    return {"PATH": str(programs), "HOME": str(folder / "home"), "APT_CONFIG": str(folder / "apt.conf")}
-
-
-@pytest.mark.parametrize("which", ["nothing", "half", "all"])
-def test_the_set_up_does_not_depend_on_what_is_installed(which: str, installed: Installed, build: Any, tmp_path: Path) -> None:
-    environment = machine(tmp_path, installed, which) | {key: os.environ[key] for key in ("http_proxy", "https_proxy") if key in os.environ}
-
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False)
-
-    done = run("devices", "setup", "qemu")
+    proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    environment = {"PATH": str(programs), "HOME": str(folder / "home"), "APT_CONFIG": str(folder / "apt.conf"), **proxies}
+    done = run(environment, "devices", "setup", "qemu")
     assert done.returncode == 0, done.stderr
-    made = Path(done.stdout.splitlines()[0])
-    assert made.is_relative_to(tmp_path / "home/.cache")
-    assert sorted(path.name for path in (made / "bin").iterdir()) == ["qn_onnx_runner", "qn_runner"]
-    own = made.parent / "qemu-user-static"
-    assert own.exists() == (which != "all")  # a qemu that is installed is used
-    done = run("verify", build.folder, "--device", "qemu:cortex-a76")
+    bundle = Path(done.stdout.splitlines()[0])
+    assert bundle.is_relative_to(folder / "home/.cache")
+    return Machine(environment, bundle)
+
+
+@pytest.fixture(scope="module")
+def bare(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine that has nothing, set up."""
+    return set_up(tmp_path_factory.mktemp("bare"), installed, "nothing")
+
+
+def test_a_new_machine_verifies_on_an_emulated_processor(bare: Machine, build: Any) -> None:
+    assert sorted(path.name for path in (bare.bundle / "bin").iterdir()) == ["qn_onnx_runner", "qn_runner"]
+    assert (bare.bundle.parent / "qemu-user-static").exists()
+    done = bare.run("verify", build.folder, "--device", "qemu:cortex-a76")
     assert done.returncode == 0, done.stdout + done.stderr
-    again = run("devices", "setup", "qemu")
-    assert (again.returncode, again.stdout.splitlines()[0], "fetching" in again.stderr) == (0, str(made), False)
+    again = bare.run("devices", "setup", "qemu")
+    assert (again.returncode, again.stdout.splitlines()[0], "fetching" in again.stderr) == (0, str(bare.bundle), False)
+
+
+@pytest.mark.parametrize("which", ["half", "all"])
+def test_what_is_installed_changes_no_byte_of_the_bundle(which: str, bare: Machine, installed: Installed, tmp_path: Path) -> None:
+    other = set_up(tmp_path, installed, which)
+    assert contents(other.bundle) == contents(bare.bundle)
+    assert (other.bundle.parent / "qemu-user-static").exists() == (which == "half")  # a qemu that is installed is used
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder by their place."""
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).digest() for path in folder.rglob("*") if path.is_file()}
