@@ -11,15 +11,15 @@ import torch
 from rows import Row, at_most
 from torch import Tensor, nn
 
-from qn_deploy.compress import Compressed
-from qn_deploy.program import build
-from qn_deploy.program.exporter import Exporter, find_exporters
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.manifest import Manifest
+from qn_deploy.compression import Compressed
+from qn_deploy.exporting import export as build
+from qn_deploy.exporting.exporter import Exporter, find_exporters
+from qn_deploy.exporting.manifest import Manifest
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations, lower
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.store import save
-from qn_deploy.verify.ladder import verify
+from qn_deploy.verification.ladder import verify
 
 MAX_BATCH = 256
 GOLDEN = 32  # test images that become the golden inputs

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from workloads import CONV, DYNAMIC, LINEAR, STATIC, WORKLOADS, Workload, random_program, stack
 
 from qn_deploy.exporters.to_executorch import EXPORTER, build
-from qn_deploy.program.build import theoretical_bytes
-from qn_deploy.program.exporter import Options
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import theoretical_bytes
+from qn_deploy.exporting.exporter import Options
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.recipe import Recipe, Rule, Table
-from qn_deploy.verify.numerics import compare
+from qn_deploy.verification.numerics import compare
 
 TITLE = "Tables on ExecuTorch"
 FILE_FACTOR, FILE_EXTRA = 1.02, 24 * 1024  # bytes of a file against those of its constants

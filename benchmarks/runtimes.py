@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from workloads import DYNAMIC, LINEAR, WORKLOADS, Workload, random_program, stack
 
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.build import theoretical_bytes
-from qn_deploy.program.exporter import Options
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import theoretical_bytes
+from qn_deploy.exporting.exporter import Options
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.quiet import quiet
 
 TITLE = "Tables on onnxruntime"

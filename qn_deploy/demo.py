@@ -14,17 +14,17 @@ from rich.table import Table as TextTable
 from torch import Tensor, nn
 
 from qn_deploy import noise
-from qn_deploy.compress import IPQ, CompressedWeight, Progress, compress, ipq
+from qn_deploy.compression import IPQ, CompressedWeight, Progress, compress, ipq
+from qn_deploy.exporting.build import Build
+from qn_deploy.exporting.export import export
+from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.files import make_folder
-from qn_deploy.program import build
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.manifest import Manifest
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.program.program import Program
 from qn_deploy.program.store import save
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
-from qn_deploy.report.tables import print_build, print_report, size
-from qn_deploy.verify.ladder import verify
+from qn_deploy.report.tables import size
+from qn_deploy.verification.ladder import verify
 
 SEED = 0
 EPOCHS, BATCH = 30, 64
@@ -111,13 +111,13 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
         calibration=[(batch,) for batch in batches[:4]],
     )
-    manifest = build.export(program, Activations.STATIC, folder / "build", "arm", progress=progress)
+    build = export(program, folder / "build", progress=progress)
     report = verify(folder / "build", progress=progress)
     progress("measuring accuracy on the test images")
-    rows = _accuracies(digits, model, program, manifest, folder / "build")
+    rows = _accuracies(digits, model, program, build)
     progress("")
-    _print(Console(), rows, manifest, folder)
-    print_report(Console(), report)
+    _print(Console(), rows, build)
+    Console().print(report)
     _print_next(folder)
     return report.passed
 
@@ -152,8 +152,8 @@ def train(digits: Digits, progress: Callable[[str], None]) -> nn.Module:
     return model.eval()
 
 
-def _accuracies(digits: Digits, model: nn.Module, program: Program, manifest: Manifest, folder: Path) -> list[tuple[str, float, int]]:
-    inputs = (digits.test,)
+def _accuracies(digits: Digits, model: nn.Module, program: Program, build: Build) -> list[tuple[str, float, int]]:
+    inputs, manifest = (digits.test,), build.manifest
     int8 = compress(model, Recipe((Rule(Int8()),)), inputs)
     with torch.no_grad():
         rows = [
@@ -161,11 +161,11 @@ def _accuracies(digits: Digits, model: nn.Module, program: Program, manifest: Ma
             ("int8 weights, no tables", digits.accuracy(int8.model(*inputs)), _constant_bytes(int8.model, int8.weights)),
             ("tables, float activations", digits.accuracy(program.exported.module()(*inputs)), manifest.theoretical_bytes),
         ]
-    simulated = lower(program, Activations.STATIC).simulate(inputs)
+    simulated = lower(program, Form(Activations.STATIC)).simulate(inputs)
     rows.append(("tables, int8 activations, simulated", digits.accuracy(simulated[0]), manifest.theoretical_bytes))
     exporters = find_exporters()
     for name, entry in manifest.files.items():
-        ((logits,),) = exporters[entry.exporter].run((folder / name).read_bytes(), (inputs,))
+        ((logits,),) = exporters[entry.exporter].run((build.folder / name).read_bytes(), (inputs,))
         rows.append((f"{name} on {entry.runtime}", digits.accuracy(logits), entry.bytes))
     return rows
 
@@ -175,8 +175,8 @@ def _constant_bytes(model: nn.Module, weights: dict[str, CompressedWeight]) -> i
     return biases + sum(weight.nbytes for weight in weights.values())
 
 
-def _print(console: Console, rows: list[tuple[str, float, int]], manifest: Manifest, folder: Path) -> None:
-    print_build(console, manifest, folder / "build")
+def _print(console: Console, rows: list[tuple[str, float, int]], build: Build) -> None:
+    console.print(build)
     table = TextTable("digits", "accuracy", "bytes", "smaller", title="accuracy on the test images, bytes of constants or file")
     for name, accuracy, count in rows:
         table.add_row(name, f"{accuracy:.2%}", size(count), f"{rows[0][2] / count:.1f} x")

@@ -20,21 +20,21 @@ from qn_deploy.demo import RECIPE as DIGITS
 from qn_deploy.demo import DigitsNet
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporters.to_executorch.build import build_backend
-from qn_deploy.program import build
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.manifest import MANIFEST
+from qn_deploy.exporting import export as build
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import MANIFEST
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations, lower
+from qn_deploy.lowering.rules import Rules
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.rules import Rules
 from qn_deploy.recipe import Int4, Int8, Method, Recipe, Rule, Table
-from qn_deploy.verify import ladder, layers
-from qn_deploy.verify.devices.bundle import find_bundle
-from qn_deploy.verify.devices.device import Device
-from qn_deploy.verify.devices.find import CPU, open_device
-from qn_deploy.verify.isolated import Run
-from qn_deploy.verify.judge import Check
-from qn_deploy.verify.ladder import Report, verify
+from qn_deploy.verification import ladder, layers
+from qn_deploy.verification.devices.bundle import find_bundle
+from qn_deploy.verification.devices.device import Device
+from qn_deploy.verification.devices.find import CPU, open_device
+from qn_deploy.verification.isolated import Run
+from qn_deploy.verification.judge import Check
+from qn_deploy.verification.ladder import Report, verify
 from runtime_tests.models import (
     Attention,
     Branched,
@@ -211,7 +211,7 @@ class Climb:
 def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
     """The climb of a fixture by its name, made when it is first asked for.
 
-    The runtimes run in this process: `qn_deploy.verify.isolated` has its own tests, and a child for each program would take a minute.
+    The runtimes run in this process: `qn_deploy.verification.isolated` has its own tests, and a child for each program would take a minute.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one folder for all workers

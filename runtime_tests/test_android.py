@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from qn_deploy.compress.weights import PQWeight
-from qn_deploy.exporters.to_executorch.table_blob import DType, Layout, pack
 from qn_deploy.exporters.to_onnx.shell import SIDECAR
-from qn_deploy.program import build
-from qn_deploy.program.exporter import Options
+from qn_deploy.exporting import export as build
+from qn_deploy.exporting.exporter import Options
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.table_blob import DType, Layout, pack
 from runtime_tests.conftest import FIXTURES
 
 TOOLS = Path(__file__).parents[1] / "android_demo/tools"

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.manifest import GOLDEN
-from qn_deploy.verify.devices.climb import climb as climb_on
-from qn_deploy.verify.devices.device import Device
-from qn_deploy.verify.devices.run import Timed, run_on
-from qn_deploy.verify.isolated import Run
-from qn_deploy.verify.judge import batch_of, identical, judge
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import GOLDEN
+from qn_deploy.verification.devices.climb import climb as climb_on
+from qn_deploy.verification.devices.device import Device
+from qn_deploy.verification.devices.run import Timed, run_on
+from qn_deploy.verification.isolated import Run
+from qn_deploy.verification.judge import batch_of, identical, judge
 
 pytestmark = pytest.mark.device
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.lower import lower
-from qn_deploy.verify.judge import MIN_SQNR_DB
-from qn_deploy.verify.numerics import compare
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.lowering.lower import lower
+from qn_deploy.verification.judge import MIN_SQNR_DB
+from qn_deploy.verification.numerics import compare
 from runtime_tests.conftest import FIXTURES
 
 EXACT = (  # bit for bit the integer reference

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import qn_deploy
-from qn_deploy.compress import PQWeight
+from qn_deploy.compression import PQWeight
 from qn_deploy.errors import ExportError, InputError
-from qn_deploy.program.manifest import read_manifest
+from qn_deploy.exporting.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +27,7 @@ def test_importing_the_package_loads_nothing_and_its_names_load_when_used() -> N
         import sys, qn_deploy
         heavy = {"torch", "numpy", "onnx", "onnxruntime", "executorch", "rich", "safetensors", "faiss"}
         print(*sorted(heavy & set(sys.modules)))
-        print(qn_deploy.recipe.Recipe.__name__, qn_deploy.compress.ipq.__name__, qn_deploy.noise.attach.__name__)
+        print(qn_deploy.recipe.Recipe.__name__, qn_deploy.compression.ipq.__name__, qn_deploy.noise.attach.__name__)
         from qn_deploy import *
         print(save.__name__, load.__name__, qn_deploy.save is save)
     """

@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 
 from qn_deploy.cli import main
 from qn_deploy.errors import InputError
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.manifest import MANIFEST, read_manifest
-from qn_deploy.verify import ladder
-from qn_deploy.verify.ladder import Check, Report
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import MANIFEST, read_manifest
+from qn_deploy.verification import ladder
+from qn_deploy.verification.ladder import Check, Report
 
 COMMAND = Path(sys.executable).with_name("qn-deploy")
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from qn_deploy import android
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch import stock, table_blob
+from qn_deploy.exporters.to_executorch import stock
 from qn_deploy.exporters.to_onnx import shell
-from qn_deploy.program.manifest import TensorEntry
-from qn_deploy.verify import judge
-from qn_deploy.verify.ladder import Report
+from qn_deploy.exporting.manifest import TensorEntry
+from qn_deploy.verification import judge
+from qn_deploy.verification.ladder import Report
+from qn_deploy.weights import table_blob
 
 SEED = 7
 RULES = {"IDENTICAL": judge.identical, "WITHIN_A_STEP": judge.within(judge.MAX_STEPS_TWINS), "SIMILAR": judge.similar}

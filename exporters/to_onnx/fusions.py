@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from qn_deploy.program.exporter import NO_PARTS
+from qn_deploy.exporting.exporter import NO_PARTS
 
 from .read import session_options
 

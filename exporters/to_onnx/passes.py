@@ -24,9 +24,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
-from qn_deploy.program.insert import INT8_SUFFIX
+from qn_deploy.lowering.insert import INT8_SUFFIX
 from qn_deploy.quiet import quiet
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 from .graph import array_of, input_of, maker_of, only_reader, replace
 from .tables import decoded, initializer, shape_of

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import NO_PARTS, TooLargeError
+from qn_deploy.exporting.exporter import NO_PARTS, TooLargeError
 from qn_deploy.program.program import Batch
 
 from .large import LIMIT, load_whole

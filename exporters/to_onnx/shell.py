@@ -23,12 +23,12 @@ from onnx import TensorProto, numpy_helper
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import InputError
-from qn_deploy.program.exporter import NO_PARTS
-from qn_deploy.program.insert import INT8_SUFFIX
+from qn_deploy.exporting.exporter import NO_PARTS
+from qn_deploy.lowering.insert import INT8_SUFFIX
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
+from qn_deploy.weights.table_blob import DType, Layout, pack, unpack
 
-from ..to_executorch.table_blob import DType, Layout, pack, unpack
 from .read import DECODED_SUFFIX, expanded, transposes
 
 SHELL, SIDECAR = "model.shell.onnx", "model.shell.safetensors"

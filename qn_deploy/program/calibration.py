@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qn_deploy.errors import InputError
+from qn_deploy.lowering.lower import input_names
 from qn_deploy.program.capture import check_batches
-from qn_deploy.program.lower import input_names
 from qn_deploy.program.program import Batch, Program
 
 BATCH = 32  # samples run at once, where the model's batch is dynamic

@@ -30,17 +30,19 @@ def dump_graph(exported: ExportedProgram) -> bytes:
     module = data["graph_module"]
     module["metadata"] = {}
     module["module_call_graph"] = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
+    for meta in module["graph"]["tensor_values"].values():
+        meta["storage_offset"] = {"as_int": 0}  # of a parameter that was a part of a larger tensor; here it gets memory of its own
     for node in module["graph"]["nodes"]:
         node["metadata"] = {}  # stack traces, files and class names of the user's machine
     check_graph(data)
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
 
-def load_graph(data: bytes, state_dict: dict[str, Tensor], constants: dict[str, Tensor], inputs: Batch) -> ExportedProgram:
+def load_graph(graph: Any, state_dict: dict[str, Tensor], constants: dict[str, Tensor], inputs: Batch) -> ExportedProgram:
     """The graph that `dump_graph` wrote, with its tensors.
 
     Args:
-        data: the JSON.
+        graph: the JSON.
         state_dict: parameters and persistent buffers by name.
         constants: the other buffers and lifted constants by name.
         inputs: example inputs; without them torch leaves the guards on sizes out.
@@ -48,7 +50,6 @@ def load_graph(data: bytes, state_dict: dict[str, Tensor], constants: dict[str, 
     Raises:
         InputError: the JSON holds something that isn't on the allow-list; nothing of it was run.
     """
-    graph = json.loads(data)
     check_graph(graph)
     checked = serde._dict_to_dataclass(schema.ExportedProgram, graph)  # type: ignore[no-untyped-call]
     return serde.ExportedProgramDeserializer().deserialize(checked, state_dict, constants, (inputs, {}))

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress import compress
-from qn_deploy.compress.weights import PQWeight
+from qn_deploy.compression import compress
 from qn_deploy.errors import ExportError, InputError
+from qn_deploy.lowering.lower import Activations, lower
 from qn_deploy.program.capture import capture, check_batches
-from qn_deploy.program.lower import Activations, lower
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.weights.compressed import PQWeight
 
 INPUT = (torch.linspace(-1, 1, 32).reshape(4, 8),)
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
-from qn_deploy.exporters.to_executorch.table_blob import HEADER, Layout, is_blob, read
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import XNNPACK
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.rules import XNNPACK
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
+from qn_deploy.weights.table_blob import HEADER, Layout, is_blob, read
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.packing import code_rows
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import constants
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.weights.packing import code_rows
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]

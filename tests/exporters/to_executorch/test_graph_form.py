@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from qn_deploy.compress.packing import code_rows
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_executorch import EXPORTER, graph_form
 from qn_deploy.exporters.to_executorch.pte import backends, constants, named_data
-from qn_deploy.program.exporter import Options
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Options
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import IntWeight, PQWeight
+from qn_deploy.weights.packing import code_rows
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]

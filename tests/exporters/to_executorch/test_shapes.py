@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_executorch import EXPORTER
-from qn_deploy.program.lower import Activations
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
-from qn_deploy.exporters.to_executorch.table_blob import is_blob, unpack
-from qn_deploy.program.lower import Activations
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import IntWeight, PQWeight
+from qn_deploy.weights.table_blob import is_blob, unpack
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]

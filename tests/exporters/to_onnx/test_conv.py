@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
-from qn_deploy.program.rules import ONNXRUNTIME
+from qn_deploy.weights.compressed import PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]

@@ -10,10 +10,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.lower import Activations
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]

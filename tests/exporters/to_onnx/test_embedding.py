@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import IntWeight, PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]

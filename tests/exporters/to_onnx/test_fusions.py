@@ -11,8 +11,8 @@ from onnx import helper
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_onnx import EXPORTER, passes
 from qn_deploy.exporters.to_onnx.fusions import check_fusions
-from qn_deploy.program.exporter import Options, Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Options, Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
 
 Write = Callable[[str, str, Activations], Written]

@@ -12,11 +12,11 @@ import torch
 
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_onnx import EXPORTER, large, read
-from qn_deploy.program.build import export
-from qn_deploy.program.exporter import Options, TooLargeError, Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import export
+from qn_deploy.exporting.exporter import Options, TooLargeError, Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
-from qn_deploy.verify.ladder import verify
+from qn_deploy.verification.ladder import verify
 
 Programs = Callable[[str], Program]
 Write = Callable[[str, str, Activations], Written]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch.table_blob import DType, Layout, pack
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.exporters.to_onnx.read import session_options
 from qn_deploy.exporters.to_onnx.shell import SHELL, SIDECAR, constants, join, load_shell
-from qn_deploy.program.exporter import Options, Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Options, Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.table_blob import DType, Layout, pack
 
 Programs = Callable[[str], Program]
 FORMS = [("operators", Activations.STATIC), ("words", Activations.DYNAMIC), ("tied", Activations.NONE)]

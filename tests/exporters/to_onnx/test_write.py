@@ -13,15 +13,15 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.exporters.to_onnx.metadata import VNNI
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
-from qn_deploy.program.rules import ONNXRUNTIME
 from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]

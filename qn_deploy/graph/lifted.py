@@ -1,0 +1,58 @@
+"""The tensors that a graph holds: parameters, buffers and constants, and the same graph with other values in their place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+
+class Constant(NamedTuple):
+    """A tensor that a graph reads by a placeholder of its own."""
+
+    name: str
+    value: Tensor
+
+
+def constants(exported: ExportedProgram) -> dict[Node, Constant]:
+    """The tensors of a graph by placeholder, in the order of the graph."""
+    signature = exported.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    held = {**exported.constants, **exported.state_dict}
+    return {
+        node: Constant(name, held[name].detach())
+        for node in exported.graph.nodes
+        if node.op == "placeholder" and (name := names.get(node.name)) is not None
+    }
+
+
+def with_constants(exported: ExportedProgram, values: Mapping[str, Tensor]) -> ExportedProgram:
+    """A program of the same graph with other values of some of its tensors; the rest is shared with it.
+
+    Args:
+        exported: not changed.
+        values: by the name of the parameter, buffer or constant; shape and dtype as before.
+    """
+    module = copy.deepcopy(exported.graph_module)
+    state = dict(exported.state_dict)
+    held = dict(exported.constants)
+    for name, value in values.items():
+        if name in state:
+            state[name] = nn.Parameter(value, requires_grad=False) if isinstance(state[name], nn.Parameter) else value
+        else:
+            held[name] = value
+    return ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=exported.graph_signature,
+        state_dict=state,
+        range_constraints=exported.range_constraints,
+        module_call_graph=exported.module_call_graph,
+        example_inputs=exported.example_inputs,
+        constants=held,
+        verifiers=exported.verifiers,
+    )
