@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from qn_deploy.errors import InputError
-from qn_deploy.lowering.lower import input_names
 from qn_deploy.program.capture import check_batches
 from qn_deploy.program.program import Batch, Program
 
@@ -22,7 +21,7 @@ def load_calibration(path: Path, program: Program) -> tuple[Batch, ...]:
     Raises:
         InputError: no such file, no `.npz`, missing or unknown arrays, a wrong dtype or shape, NaN; the message names the array.
     """
-    names = input_names(program.exported)
+    names = program.inputs
     arrays = _read(path)
     if set(arrays) != set(names):
         raise InputError(f"{path} holds arrays {sorted(arrays)}; the model's inputs are {names}. Save with np.savez(path, {names[0]}=...)")
@@ -71,6 +70,6 @@ def _checked(path: Path, name: str, array: np.ndarray, program: Program, index: 
 
 
 def _dynamic(program: Program, index: int) -> list[bool]:
-    name = input_names(program.exported)[index]
+    name = str(program.exported.graph_signature.user_inputs[index])
     node = next(node for node in program.exported.graph.nodes if node.name == name)
     return [not isinstance(size, int) for size in node.meta["val"].shape]
