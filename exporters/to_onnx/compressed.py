@@ -14,12 +14,36 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from qn_deploy.exporters.kernels.packing import SMALL, tiled
 from qn_deploy.weights.compressed import PQWeight
 
-from .functions import DOMAIN, DYNAMIC, INPUTS, OPSET, STATIC, STATIC_CONV, WEIGHT, function
+from ..kernels.packing import SMALL, TILE_ROWS, packed, tiled
+from .functions import DOMAIN, DYNAMIC, INPUTS, OPSET, STATIC, STATIC_CONV, STATIC_MATMUL, WEIGHT, function
 
+_STATIC = {"Gemm": STATIC, "MatMul": STATIC_MATMUL, "Conv": STATIC_CONV}
 _IR_VERSION = 10  # the first with uint4
+_MOST_INPUTS, _MOST_CENTROIDS, _LARGEST_BLOCK = 1 << 16, 256, 64  # that the kernels take
+
+
+def fits(table: PQWeight) -> bool:
+    """True if the kernels take such a table."""
+    _, size, d = table.centroids.shape
+    return table.residual is None and size <= _MOST_CENTROIDS and d <= _LARGEST_BLOCK and table.codes.shape[1] * d <= _MOST_INPUTS
+
+
+def pays(table: PQWeight) -> bool:
+    """True if a product with such a table takes less memory and, of one row, less time than with its int8 values: see benchmarks/kernels.py.
+
+    At most 16 centroids are looked up by byte shuffles; larger ones are decoded at each run, two to three times slower than int8 for one
+    row of activations. A lookup of one weight does not make up for its own cost, and fewer rows than a tile has waste its lanes.
+    """
+    return fits(table) and table.centroids.shape[1] <= SMALL and table.block_size >= 2 and len(table.codes) >= TILE_ROWS
+
+
+def bytes_in_memory(table: PQWeight) -> int:
+    """What a kernel keeps of a table: codes, centroids twice, the second time in the order of the lookups, and a sum and a scale a row."""
+    books, size, d = table.centroids.shape
+    lookups = books * d * (SMALL * 2 if size <= SMALL else _MOST_CENTROIDS)
+    return packed(table).nbytes + table.centroids.numel() + lookups + 8 * len(table.codes)
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,7 @@ def keep_tables(model: onnx.ModelProto, tables: Mapping[str, PQWeight]) -> tuple
         Names of the parameters whose layers were replaced.
     """
     graph = _Graph(model.graph)
-    kept = {name: layer for name, table in tables.items() if table.residual is None and (layer := _layer(graph, name)) is not None}
+    kept = {name: layer for name in tables if (layer := _layer(graph, name)) is not None}
     for name, layer in kept.items():
         _replace(graph, name, tables[name], layer)
     if kept:
@@ -103,10 +127,14 @@ def _static_layer(graph: _Graph, weight: str, decode: list[onnx.NodeProto]) -> _
     values = graph.reader(weight, "DequantizeLinear")
     if values is None or len(values.input) < 3:
         return None
-    layer = graph.reader(values.output[0], "Gemm") or graph.reader(values.output[0], "Conv")
-    source = None if layer is None or layer.input[1] != values.output[0] else graph.maker(layer.input[0], "DequantizeLinear")
+    nodes = [*decode, values]
+    if (turned := graph.reader(values.output[0], "Transpose")) is not None:
+        nodes.append(turned)
+    float_weight = nodes[-1].output[0]
+    layer = next((node for operator in _STATIC if (node := graph.reader(float_weight, operator)) is not None), None)
+    source = None if layer is None or layer.input[1] != float_weight else graph.maker(layer.input[0], "DequantizeLinear")
     quantize = None if layer is None else graph.reader(layer.output[0], "QuantizeLinear")
-    if layer is None or source is None or quantize is None or not _is_plain(layer):
+    if layer is None or source is None or quantize is None or not _is_plain(layer, turned):
         return None
     bias = layer.input[2] if len(layer.input) > 2 else ""
     if bias and bias not in graph.constants:
@@ -121,11 +149,15 @@ def _static_layer(graph: _Graph, weight: str, decode: list[onnx.NodeProto]) -> _
         "y_scale": quantize.input[1],
         "y_zero": quantize.input[2],
     }
-    return _Layer(STATIC if layer.op_type == "Gemm" else STATIC_CONV, [*decode, values, layer, quantize], inputs)
+    return _Layer(_STATIC[layer.op_type], [*nodes, layer, quantize], inputs)
 
 
-def _is_plain(layer: onnx.NodeProto) -> bool:
+def _is_plain(layer: onnx.NodeProto, turned: onnx.NodeProto | None) -> bool:
     attributes = {entry.name: helper.get_attribute_value(entry) for entry in layer.attribute}
+    if layer.op_type == "MatMul":
+        return turned is not None and helper.get_attribute_value(turned.attribute[0]) == [1, 0]
+    if turned is not None:
+        return False
     if layer.op_type == "Gemm":
         return attributes == {"transB": 1}
     return attributes.get("kernel_shape", [1, 1]) == [1, 1] and not attributes.keys() - {"kernel_shape"}
@@ -168,7 +200,7 @@ def _replace(graph: _Graph, name: str, table: PQWeight, layer: _Layer) -> None:
         "size": graph.constant(f"size/{out}x{columns}", np.array([out, columns], np.int64)),
     }
     inputs["bias"] = inputs["bias"] or graph.constant(f"bias/{out}", np.zeros(out, np.float32))
-    last, title = layer.nodes[-1], next(node.name for node in layer.nodes if node.op_type in ("Gemm", "Conv", "MatMulInteger"))
+    last, title = layer.nodes[-1], next(node.name for node in layer.nodes if node.op_type in (*_STATIC, "MatMulInteger"))
     call = helper.make_node(layer.operator, [inputs[entry] for entry in INPUTS[layer.operator]], list(last.output), title, domain=DOMAIN)
     place = next(index for index, node in enumerate(graph.proto.node) if node is last or list(node.output) == list(last.output))
     graph.proto.node[place].CopyFrom(call)

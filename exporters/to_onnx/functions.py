@@ -5,6 +5,7 @@ expanded when the session loads, and the int8 fusions fire as for a file without
 (`native/qn_onnx_ops.cpp`) onnxruntime takes the operator, and the table stays as it is in memory.
 
     TableLinear         uint8 x [..., in] -> uint8 [..., out]            static activations
+    TableMatMul         the same without a bias, which is passed and not read: onnxruntime fuses these two forms
     TableConv           uint8 x [N, in, H, W] -> uint8 [N, out, H, W]    static activations, a convolution of 1x1
     DynamicTableLinear  uint8 x [..., in] -> float32 [..., out]          the scale and zero point of x come at run time
 
@@ -18,14 +19,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 DOMAIN = "qn_deploy"
-STATIC, STATIC_CONV, DYNAMIC = "TableLinear", "TableConv", "DynamicTableLinear"
+STATIC, STATIC_MATMUL, STATIC_CONV, DYNAMIC = "TableLinear", "TableMatMul", "TableConv", "DynamicTableLinear"
 OPSET = 21  # of the functions: that of uint4
 
 _TABLE = ("codes", "centroids", "offsets", "size")
+_INPUT, _OUTPUT = ("x", "x_scale", "x_zero"), ("w_zero", "y_scale", "y_zero")
 INPUTS = {
-    DYNAMIC: ("x", "x_scale", "x_zero", *_TABLE, "w_scale", "bias"),
-    STATIC: ("x", "x_scale", "x_zero", *_TABLE, "w_scale", "bias", "w_zero", "y_scale", "y_zero"),
-    STATIC_CONV: ("x", "x_scale", "x_zero", *_TABLE, "w_scale", "bias", "w_zero", "y_scale", "y_zero"),
+    DYNAMIC: (*_INPUT, *_TABLE, "w_scale", "bias"),
+    **dict.fromkeys((STATIC, STATIC_MATMUL, STATIC_CONV), (*_INPUT, *_TABLE, "w_scale", "bias", *_OUTPUT)),
 }
 WEIGHT = "int8"  # the decoded weight, inside a function
 
@@ -34,12 +35,17 @@ _node = helper.make_node
 
 def function(operator: str) -> onnx.FunctionProto:
     """The function of an operator."""
-    if operator == DYNAMIC:
-        shape, product = [0, -1], _dynamic()
-    else:
-        shape, product = ([0, -1], _static("Gemm", transB=1)) if operator == STATIC else ([0, -1, 1, 1], _static("Conv"))
+    body = {
+        DYNAMIC: lambda: [*_decode([0, -1]), *_dynamic()],
+        STATIC: lambda: [*_decode([0, -1]), *_static([_node("Gemm", ["x_float", "w_float", "bias"], ["y_float"], transB=1)])],
+        STATIC_CONV: lambda: [*_decode([0, -1, 1, 1]), *_static([_node("Conv", ["x_float", "w_float", "bias"], ["y_float"])])],
+        STATIC_MATMUL: lambda: [
+            *_decode([0, -1]),
+            *_static([_node("Transpose", ["w_float"], ["columns"], perm=[1, 0]), _node("MatMul", ["x_float", "columns"], ["y_float"])]),
+        ],
+    }[operator]()
     imports = [helper.make_opsetid("", OPSET)]
-    return helper.make_function(DOMAIN, operator, list(INPUTS[operator]), ["y"], [*_decode(shape), *product], imports)
+    return helper.make_function(DOMAIN, operator, list(INPUTS[operator]), ["y"], body, imports)
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -69,7 +75,7 @@ def _body(call: onnx.NodeProto, body: onnx.FunctionProto) -> list[onnx.NodeProto
         for values in (node.input, node.output):
             for index, name in enumerate(values):
                 values[index] = names.setdefault(name, f"{call.output[0]}/{name}")
-        if node.op_type in ("Gemm", "Conv", "MatMulInteger"):
+        if node.op_type in ("Gemm", "MatMul", "Conv", "MatMulInteger"):
             node.name = call.name
         nodes.append(node)
     return nodes
@@ -90,11 +96,11 @@ def _decode(shape: list[int]) -> list[onnx.NodeProto]:
     ]
 
 
-def _static(operator: str, **attributes: int) -> list[onnx.NodeProto]:
+def _static(product: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return [
         _node("DequantizeLinear", [WEIGHT, "w_scale", "w_zero"], ["w_float"], axis=0),
         _node("DequantizeLinear", ["x", "x_scale", "x_zero"], ["x_float"]),
-        _node(operator, ["x_float", "w_float", "bias"], ["y_float"], **attributes),
+        *product,
         _node("QuantizeLinear", ["y_float", "y_scale", "y_zero"], ["y"]),
     ]
 

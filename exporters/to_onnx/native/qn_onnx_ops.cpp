@@ -2,8 +2,8 @@
 // the same names that a file carries (function.py), which mean the same, and expands the tables when it loads the file.
 //
 // Inputs, in the order of Input below:
-//   TableLinear, TableConv   static: uint8 activations in and out; a convolution of 1x1, [N, C, H, W]
-//   DynamicTableLinear       uint8 activations in, with their scale and zero point at run time; float out
+//   TableLinear, TableMatMul, TableConv   static: uint8 activations in and out; a convolution of 1x1, [N, C, H, W]
+//   DynamicTableLinear                    uint8 activations in, with their scale and zero point at run time; float out
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -227,7 +227,7 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
   static const ort::OpsApi table(functions);
   api = &table;
   return guarded([&] {
-    static const Operator operators[] = {make("TableLinear", false, false), make("TableConv", false, true), make("DynamicTableLinear", true, false)};
+    static const Operator operators[] = {make("TableLinear", false, false), make("TableMatMul", false, false), make("TableConv", false, true), make("DynamicTableLinear", true, false)};
     ort::Domain* domain = nullptr;  // the sessions that use it live as long as they like: it is never released
     api->check(api->create_domain("qn_deploy", &domain));
     for (const Operator& op : operators) api->check(api->add_to_domain(domain, static_cast<const ort::CustomOp*>(&op)));

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qn_deploy.exporters.compiler import find_compiler
 from qn_deploy.exporters.kernels.build import FLAGS, SOURCES
 from qn_deploy.exporters.kernels.packing import packed
-from qn_deploy.exporters.to_executorch.build import find_compiler
 from qn_deploy.weights.compressed import PQWeight
 
 HERE = Path(__file__).parent
@@ -20,7 +20,17 @@ _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 def compile_library(folder: Path, *options: str) -> Kernels:
     """Compiles the kernels and their C interface into `folder`."""
     library = folder / "kernels.so"
-    command = [*find_compiler(), *FLAGS, *options, "-shared", "-Wall", "-Wextra", "-Werror", *map(str, SOURCES), str(HERE / "kernels_c.cpp")]
+    command = [
+        *find_compiler(),
+        *FLAGS,
+        *options,
+        "-shared",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *map(str, SOURCES),
+        str(HERE / "kernels_c.cpp"),
+    ]
     subprocess.run([*command, "-o", str(library)], check=True)
     return Kernels(library)
 

@@ -75,14 +75,21 @@ def check_sums(kernels: Kernels, weight: PQWeight, rows: int, seed: int, turned:
 rows_of_x = st.one_of(st.integers(1, 9), st.sampled_from((17, 65, 130)))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)
 @given(weight=tables(), rows=rows_of_x, seed=st.integers(0, 1000), turned=st.booleans())
 def test_sums_are_those_of_the_dense_product(kernels: Kernels, weight: PQWeight, rows: int, seed: int, turned: bool) -> None:
     check_sums(kernels, weight, rows, seed, turned)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=400)
+@given(weight=tables(), rows=rows_of_x, seed=st.integers(0, 1000), turned=st.booleans())
+def test_sums_of_many_more_tables(kernels: Kernels, weight: PQWeight, rows: int, seed: int, turned: bool) -> None:
+    check_sums(kernels, weight, rows, seed, turned)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=60)
 @given(weight=tables(), rows=st.integers(1, 9), seed=st.integers(0, 1000), turned=st.booleans())
 def test_avx512_gives_the_same_sums(emulated: Kernels, weight: PQWeight, rows: int, seed: int, turned: bool) -> None:
     assert {"avx512vbmi", "avx512"} <= set(emulated.paths)
@@ -138,13 +145,13 @@ def test_steps_are_rounded_to_even_and_clamped(kernels: Kernels) -> None:
     ],
 )
 def test_what_is_no_table_is_refused(kernels: Kernels, change: dict[str, int], message: str) -> None:
-    sizes = {"out": 3, "columns": 4, "books": 1, "size": 16, "d": 2} | {key: value for key, value in change.items() if key in "columnsbooksized"}
+    plain = {"out": 3, "columns": 4, "books": 1, "size": 16, "d": 2}
+    sizes = {key: change.get(key, value) for key, value in plain.items()}
     codes = np.zeros(128 + change.get("code_bytes", 0), np.uint8)
     centroids = np.full(32 + change.get("centroid_bytes", 0), change.get("centroid", 1), np.int8)
 
-
     made = ctypes.c_void_p()
-    numbers = [ctypes.c_int64(sizes[key]) for key in ("out", "columns", "books", "size", "d")]
+    numbers = map(ctypes.c_int64, sizes.values())
     why = kernels.c.qn_create(
         ctypes.c_void_p(codes.ctypes.data), ctypes.c_size_t(codes.nbytes), ctypes.c_void_p(centroids.ctypes.data),
         ctypes.c_size_t(centroids.nbytes), *numbers, -1, ctypes.byref(made),
@@ -161,5 +168,3 @@ def test_packed_codes_lie_in_tiles_of_rows_and_groups_of_columns() -> None:
     assert bytes_[2] == codes[1, 0] | codes[1, 1] << 4  # the next row of the tile
     assert bytes_[128] == codes[0, 4] | codes[0, 5] << 4 and bytes_[129] == 0  # the next group; columns past the end
     assert bytes_[256] == codes[64, 0] | codes[64, 1] << 4 and not bytes_[258:384].any()  # the next tile; rows past the end
-
-
