@@ -31,10 +31,11 @@ def fits(table: PQWeight) -> bool:
 
 
 def pays(table: PQWeight) -> bool:
-    """True if a product with such a table takes less memory and, of one row, less time than with its int8 values: see benchmarks/kernels.py.
+    """True if a product with such a table takes less memory and, of one row, less time than with its int8 values.
 
-    At most 16 centroids are looked up by byte shuffles; larger ones are decoded at each run, two to three times slower than int8 for one
-    row of activations. A lookup of one weight does not make up for its own cost, and fewer rows than a tile has waste its lanes.
+    As benchmarks/kernels.py finds: at most 16 centroids are looked up by byte shuffles; larger ones are decoded at each run, two to three
+    times slower than int8 for one row of activations. A lookup of one weight does not make up for its own cost, and fewer rows than a tile
+    has waste its lanes.
     """
     return fits(table) and table.centroids.shape[1] <= SMALL and table.block_size >= 2 and len(table.codes) >= TILE_ROWS
 

@@ -91,7 +91,7 @@ def _decode(shape: list[int]) -> list[onnx.NodeProto]:
         _node("Slice", ["padded", "begin", "size"], ["own"]),
         _node("Cast", ["own"], ["indices"], to=TensorProto.INT32),
         _node("Add", ["indices", "offsets"], ["entries"]),
-        _node("Gather", ["centroids", "entries"], ["blocks"], axis=0),
+        _node("Gather", ["centroids", "entries"], ["blocks"]),
         _node("Reshape", ["blocks", "shape"], [WEIGHT]),
     ]
 
