@@ -22,7 +22,7 @@ from qn_deploy.program.program import Program
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight
 from qn_deploy.weights.packing import as_table, code_rows
 
-_VERSIONED = ("qn-deploy", "torch", "torchao", "executorch", "onnx", "onnxruntime")
+_VERSIONED = ("qn-deploy", "torch", "executorch", "onnx", "onnxruntime")
 
 
 def export(
