@@ -55,7 +55,7 @@ def export(
     written: dict[str, Written] = {}
     for name, exporter in chosen.items():
         progress(f"writing {exporter.filename}")
-        written[name] = write(exporter, program, activations, options[name], TARGETS[config.target], form)
+        written[name] = write_file(exporter, program, activations, options[name], TARGETS[config.target], form)
     progress("running the simulated program")
     golden = _golden(program, chosen, written).to_bytes()
     manifest = Manifest(
@@ -83,7 +83,7 @@ def export(
     return Build(folder, manifest)
 
 
-def write(
+def write_file(
     exporter: Exporter,
     program: Program,
     activations: Activations,

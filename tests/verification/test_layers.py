@@ -17,8 +17,8 @@ from qn_deploy.exporting.manifest import read_manifest
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Batch
 from qn_deploy.recipe import Int8, Recipe, Rule
-from qn_deploy.verification.ladder import Report
 from qn_deploy.verification.layers import LayerAgreement, check_layers, compare_layers, judge_layers
+from qn_deploy.verification.report import Report
 
 
 @pytest.mark.parametrize("layer", [None, "stem", "body", "head"])
