@@ -56,7 +56,6 @@ def with_constants(exported: ExportedProgram, values: Mapping[str, Tensor]) -> E
         exported: not changed.
         values: by the name of the parameter, buffer or constant; shape and dtype as before.
     """
-    module = copy.deepcopy(exported.graph_module)
     state = dict(exported.state_dict)
     held = dict(exported.constants)
     for name, value in values.items():
@@ -64,14 +63,6 @@ def with_constants(exported: ExportedProgram, values: Mapping[str, Tensor]) -> E
             state[name] = nn.Parameter(value, requires_grad=False) if isinstance(state[name], nn.Parameter) else value
         else:
             held[name] = value
-    return ExportedProgram(
-        root=module,
-        graph=module.graph,
-        graph_signature=exported.graph_signature,
-        state_dict=state,
-        range_constraints=exported.range_constraints,
-        module_call_graph=exported.module_call_graph,
-        example_inputs=exported.example_inputs,
-        constants=held,
-        verifiers=exported.verifiers,
-    )
+    other = copy.copy(exported)  # the graph is shared: a copy of it would rename inputs that are called as a builtin is, "input"
+    other._state_dict, other._constants = state, held
+    return other

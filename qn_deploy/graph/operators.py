@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch.fx import Node
 
 _aten = torch.ops.aten

@@ -33,7 +33,9 @@ class Ranges:
     """
 
     def __init__(self, known: Mapping[str, Range], nodes: Iterable[Node]) -> None:
-        self._known = {node: known[node.name] for node in nodes if node.name in known}
+        # A copy of a graph gives another name to an input that is called as a builtin is, "input"; its target stays.
+        names = {node: str(node.target) if node.op == "placeholder" else node.name for node in nodes}
+        self._known = {node: known[name] for node, name in names.items() if name in known}
         self._roots: dict[Node, Node] = {}
         self._unions: dict[Node, Range] = {}
 

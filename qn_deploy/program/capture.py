@@ -96,7 +96,7 @@ def _dynamic_batch(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors or not tensors[0].ndim or not len(tensors[0]):
         return args, kwargs, None
-    size, shapes, dim = len(tensors[0]), ShapesCollection(), Dim("batch", min=1, max=MAX_BATCH)
+    size, shapes, dim = len(tensors[0]), ShapesCollection(), Dim("batch", min=1, max=MAX_BATCH)  # type: ignore[no-untyped-call]
     if size > MAX_BATCH:
         dim = Dim("batch", min=1, max=size)
 
@@ -108,7 +108,7 @@ def _dynamic_batch(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return leaf
 
     args, kwargs = pytree.tree_map(marked, (args, kwargs))
-    return args, kwargs, shapes.dynamic_shapes(model, args, kwargs)
+    return args, kwargs, shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
 
 
 def _doubled(exported: ExportedProgram, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
