@@ -28,7 +28,14 @@ class Entry:
 WIDTH, LENGTH, WORDS = 64, 16, 200
 _TEXT = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 _ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-_VISION = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 64, "patch_size": 16}
+_VISION = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "image_size": 64,
+    "patch_size": 16,
+}
 
 
 def _ids() -> Tensor:
@@ -161,7 +168,16 @@ def _audio(model: str, config: str) -> Entry:
 
 def _whisper() -> Entry:
     options = {"d_model": WIDTH, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128, "max_source_positions": 50}
-    whole = _transformers("WhisperModel", "WhisperConfig", **options, vocab_size=WORDS, **_ENDS, decoder_start_token_id=0, decoder_layers=1, decoder_attention_heads=4)
+    whole = _transformers(
+        "WhisperModel",
+        "WhisperConfig",
+        **options,
+        vocab_size=WORDS,
+        **_ENDS,
+        decoder_start_token_id=0,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+    )
     return Entry(whole.get_submodule("encoder"), kwargs={"input_features": torch.randn(4, 80, 100)})
 
 
@@ -171,7 +187,11 @@ def _detr(model: str, config: str, **options: Any) -> Entry:
 
 _DETR = {
     **{"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "d_model": WIDTH, "num_queries": 10},
-    **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 128))},
+    **{
+        f"{side}_{key}": value
+        for side in ("encoder", "decoder")
+        for key, value in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 128))
+    },
 }
 _SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 _MOBILEVIT = {"image_size": 64, "hidden_sizes": [32, 48, 64], "neck_hidden_sizes": [8, 16, 24, 32, 48, 64, 128]}
@@ -191,7 +211,8 @@ MODELS: dict[str, Callable[[], Entry]] = {
     "t5_encoder": lambda: _t5("T5EncoderModel", input_ids=_ids()),
     "t5": lambda: _t5("T5Model", input_ids=_ids(), decoder_input_ids=_ids()),
     "gpt2": lambda: Entry(
-        _transformers("GPT2LMHeadModel", "GPT2Config", vocab_size=WORDS, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=64, **_ENDS), (_ids(),)
+        _transformers("GPT2LMHeadModel", "GPT2Config", vocab_size=WORDS, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=64, **_ENDS),
+        (_ids(),),
     ),
     "opt": lambda: _decoder("OPTForCausalLM", "OPTConfig", ffn_dim=128, word_embed_proj_dim=WIDTH),
     "gpt_neox": lambda: _decoder("GPTNeoXForCausalLM", "GPTNeoXConfig"),
