@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
-from qn_deploy.compression.batches import in_order
 from qn_deploy.compression.ranges import Ranges
 from qn_deploy.graph.walk import Walk
+from qn_deploy.program.batches import as_batches
 from qn_deploy.program.program import Program
 
 
@@ -24,7 +24,7 @@ def calibrate(program: Program, batches: Iterable[Any]) -> Program:
     Raises:
         InputError: there are no batches, or one does not fit; the message says which.
     """
-    given = in_order(program, batches)
+    given = as_batches(program, batches)
     ranges = Ranges(len(given))
     walk = Walk(program.exported, given, see=ranges.see)
     [last] = program.exported.graph.find_nodes(op="output")
