@@ -225,7 +225,7 @@ def test_what_is_no_container_is_refused(build: Any, tmp_path: Path) -> None:
 def test_inspect_shows_each_weight(model: Any) -> None:
     result = run("inspect", model.path)
     assert result.exit_code == 0, result.output
-    for name, weight in model.compressed.weights.items():
+    for name, weight in model.program.weights.items():
         (row,) = [line for line in result.stdout.splitlines() if name in line]
         assert "table" in row
         assert f"{weight.nbytes} B" in row

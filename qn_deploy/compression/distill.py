@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.fx.graph import CodeGen
 
 from qn_deploy.compression.student import clamp_tables
 from qn_deploy.errors import CompressionError, InputError
@@ -100,21 +98,6 @@ class Lesson:
         for ours, theirs in zip(answer[visible:], goal[visible:], strict=True):
             loss = loss + self.hint_weight * _relative(ours, theirs)
         return loss
-
-
-def with_hidden(graph_module: GraphModule, layers: Sequence[str]) -> GraphModule:
-    """The graph, returning the outputs of layers too, after its own.
-
-    Args:
-        graph_module: it is changed.
-        layers: names of the nodes that compute them.
-    """
-    nodes = {node.name: node for node in graph_module.graph.nodes}
-    output = next(node for node in graph_module.graph.nodes if node.op == "output")
-    output.args = ((*output.args[0], *(nodes[name] for name in layers)),)
-    graph_module.graph.set_codegen(CodeGen())
-    graph_module.recompile()
-    return graph_module
 
 
 def layers_like(program: Program, globs: tuple[str, ...]) -> tuple[str, ...]:
