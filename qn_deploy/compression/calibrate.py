@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from qn_deploy.compression.ranges import Ranges
+from qn_deploy.configs import to_dict
 from qn_deploy.graph.walk import Walk
 from qn_deploy.program.batches import as_batches
 from qn_deploy.program.program import Program
@@ -44,4 +45,4 @@ def recalibrated(program: Program, batches: Iterable[Any], count: int, stage: st
     """
     few = list(islice(batches, count))
     ranges = calibrate(program, few).ranges if few else {}
-    return replace(program, ranges=ranges, provenance=(*program.provenance, {"stage": stage, "config": asdict(config)}))
+    return replace(program, ranges=ranges, provenance=(*program.provenance, {"stage": stage, "config": to_dict(config)}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
 from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.compression.targets import Target, targets
+from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.walk import Walk
@@ -81,7 +82,7 @@ def compress(
         ranges=ranges,
         recipe=recipe,
         left={**program.left, **left},
-        provenance=(*program.provenance, {"stage": "compress", "config": asdict(config)}),
+        provenance=(*program.provenance, {"stage": "compress", "config": to_dict(config)}),
     )
 
 
