@@ -11,6 +11,8 @@ from torch import Tensor
 from qn_deploy.errors import InputError
 from qn_deploy.program.program import Batch, Program
 
+NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
+
 
 def in_order(program: Program, batches: Iterable[Any]) -> list[Batch]:
     """The batches as tuples in the order of the program's inputs.
@@ -40,7 +42,7 @@ def ordered(program: Program, index: int, batch: Any) -> Batch:
             raise InputError(f"batch {index} has inputs named {', '.join(map(str, batch))}; the model takes {', '.join(names)}")
         batch = [batch[name] for name in names]
     if not isinstance(batch, tuple | list):
-        raise InputError(f"a batch is a {type(batch).__name__}; give tuples of input tensors, (x,) for a model of one input")
+        raise InputError(NO_TUPLE.format(type(batch).__name__))
     if len(batch) != len(names):
         raise InputError(f"batch {index} holds {len(batch)} inputs; the model takes {len(names)}: {', '.join(names)}")
     values = {node.name: node.meta["val"] for node in program.exported.graph.nodes if node.op == "placeholder"}

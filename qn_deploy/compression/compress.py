@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from qn_deploy.compression.batches import in_order
+from qn_deploy.compression.batches import NO_TUPLE, in_order
 from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_feedback, table_with_feedback
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
@@ -123,8 +123,12 @@ def float_program(model: Program | nn.Module, batches: Iterable[Any]) -> Program
         return model
     first = next(iter(batches), None)
     if first is None:
-        raise InputError("a module is captured with its first batch, and there is none; give batches, or a Program of qn_deploy.capture")
-    return capture(model, kwargs=first) if isinstance(first, dict) else capture(model, tuple(first))
+        raise InputError("there are no batches, and a module is captured with the first; give some, or a Program of qn_deploy.capture")
+    if isinstance(first, Mapping):
+        return capture(model, kwargs=first)
+    if not isinstance(first, tuple | list):
+        raise InputError(NO_TUPLE.format(type(first).__name__))
+    return capture(model, tuple(first))
 
 
 def _one_pass(program: Program, found: list[Target], batches: list[Batch], work: _Work) -> dict[str, tuple[float, float]]:
