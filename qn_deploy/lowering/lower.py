@@ -139,11 +139,6 @@ def lower(program: Program, form: Form) -> Lowered:
     return Lowered(exported, weights, form)
 
 
-def input_names(exported: ExportedProgram) -> list[str]:
-    """Names of the model's inputs, in the order of its arguments."""
-    return [str(name) for name in exported.graph_signature.user_inputs]
-
-
 def dynamic_shapes(exported: ExportedProgram) -> Any:
     """The dynamic shapes that `exported` was captured with, in the form torch.export.export takes; None if all are fixed."""
     names = set(exported.graph_signature.user_inputs)

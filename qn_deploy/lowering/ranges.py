@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from qn_deploy.errors import InputError
+from qn_deploy.graph.operators import Kind, kind_of
 from qn_deploy.program.program import Range
 
 STEPS = 255  # from -128 to 127
@@ -33,9 +34,14 @@ class Ranges:
     """
 
     def __init__(self, known: Mapping[str, Range], nodes: Iterable[Node]) -> None:
-        # A copy of a graph gives another name to an input that is called as a builtin is, "input"; its target stays.
-        names = {node: str(node.target) if node.op == "placeholder" else node.name for node in nodes}
-        self._known = {node: known[name] for node, name in names.items() if name in known}
+        self._known: dict[Node, Range] = {}
+        for node in nodes:
+            # A copy of a graph gives another name to an input that is called as a builtin is, "input"; its target stays.
+            name = str(node.target) if node.op == "placeholder" else node.name
+            if name in known:
+                self._known[node] = known[name]
+            elif kind_of(node) is Kind.SHAPE and isinstance(source := node.args[0], Node) and source in self._known:
+                self._known[node] = self._known[source]  # what only moves values is not calibrated
         self._roots: dict[Node, Node] = {}
         self._unions: dict[Node, Range] = {}
 

@@ -3,7 +3,7 @@
 In this order:
     1. operators work out of place; regions without gradients or autocast, dropout and assertions are gone (torch's own functionalisation)
     2. products with constant matrices are linear layers, values that depend on constants alone are constants, BatchNorm is folded
-    3. reshaping does not depend on how values lie in memory (`reshape`, not `view`)
+    3. reshaping does not depend on how values lie in memory (`reshape`, not `view` or `_unsafe_view`)
     4. the graph takes and returns flat tuples of tensors: inputs that are no tensors, and outputs that are left out, are gone
 
 Everything after it may rely on that.
@@ -50,7 +50,7 @@ def settled(exported: ExportedProgram, inputs: Batch, kept: Sequence[int] | None
         fold_constants(graph_module)
         fold_batchnorm(graph_module)
         for node in graph_module.graph.nodes:
-            if node.target is _aten.view.default:
+            if node.target in (_aten.view.default, _aten._unsafe_view.default):
                 node.target = _aten.reshape.default
         flat = _flattened(graph_module, kept, prefix)
         return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from qn_deploy.compression.student import attach_weight, clamp_tables, compressed_weights, learnt, round_centroids, student_of
 from qn_deploy.compression.tables import table_from_weight

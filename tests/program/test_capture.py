@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qn_deploy.compression import compress
 from qn_deploy.errors import ExportError, InputError
-from qn_deploy.lowering.lower import Activations, lower
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.program.capture import capture, check_batches
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Recipe, Rule, Table
@@ -79,7 +79,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Any], int]] = {
 def test_outputs_in_any_form_are_flattened_in_the_graphs_order(form: str, activations: Activations) -> None:
     model = Returns(FORMS[form][0])
     program = capture(model, INPUT, calibration=(INPUT,))
-    simulated = lower(program, activations).simulate(INPUT)
+    simulated = lower(program, Form(activations)).simulate(INPUT)
     assert len(program.golden.outputs) == len(simulated) == FORMS[form][1]
     for found, expected in zip(simulated, program.golden.outputs, strict=True):
         torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
