@@ -32,7 +32,12 @@ def unlifted(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
     inputs, nodes = set(program.inputs), program.exported.graph.nodes
     before = [node for node in nodes if node.op == "call_function" or node.name in inputs]
     after = [node for node in graph_module.graph.nodes if node.op in ("call_function", "placeholder")]
-    known = {new: program.ranges[old.name] for old, new in zip(before, after, strict=True) if old.name in program.ranges}
+    known: dict[Node, Range] = {}
+    for old, new in zip(before, after, strict=True):
+        if old.name in program.ranges:
+            known[new] = program.ranges[old.name]
+        elif kind_of(new) is Kind.SHAPE and new.args[0] in known:
+            known[new] = known[new.args[0]]  # type: ignore[index]  # what only moves values is not calibrated
     return graph_module, known  # type: ignore[return-value]
 
 
