@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-from qn_deploy.compression.batches import in_order
 from qn_deploy.compression.ranges import Ranges
+from qn_deploy.configs import to_dict
 from qn_deploy.graph.walk import Walk
+from qn_deploy.program.batches import as_batches
 from qn_deploy.program.program import Program
 
 
@@ -23,9 +25,24 @@ def calibrate(program: Program, batches: Iterable[Any]) -> Program:
     Raises:
         InputError: there are no batches, or one does not fit; the message says which.
     """
-    given = in_order(program, batches)
+    given = as_batches(program, batches)
     ranges = Ranges(len(given))
     walk = Walk(program.exported, given, see=ranges.see)
     [last] = program.exported.graph.find_nodes(op="output")
     walk.until(last)
     return replace(program, ranges=ranges.found(), provenance=(*program.provenance, {"stage": "calibrate", "config": {}}))
+
+
+def recalibrated(program: Program, batches: Iterable[Any], count: int, stage: str, config: Any) -> Program:
+    """A program that has learnt, with new ranges from the first `count` batches (none if 0), and its stage in its provenance.
+
+    Args:
+        program: whose ranges are out of date.
+        batches: gone through once more.
+        count: how many of them.
+        stage: the stage's name.
+        config: the stage's configuration, a dataclass.
+    """
+    few = list(islice(batches, count))
+    ranges = calibrate(program, few).ranges if few else {}
+    return replace(program, ranges=ranges, provenance=(*program.provenance, {"stage": stage, "config": to_dict(config)}))

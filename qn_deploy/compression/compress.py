@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from qn_deploy.compression.batches import in_order
 from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_feedback, table_with_feedback
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
 from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.compression.targets import Target, targets
+from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.walk import Walk
+from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
@@ -65,11 +66,7 @@ def compress(
     config = config or CompressConfig()
     if batches is not None:
         batches = list(batches)
-    program = model if isinstance(model, Program) else _captured(model, batches)
-    if program.weights:
-        raise CompressionError(
-            f"this program is compressed already, {next(iter(program.weights))} for one; compress the float program that it was made of"
-        )
+    program = float_program(model, batches or ())
     found, left = targets(program, recipe)
     work = _Work(config, left, len(found), progress)
     ranges = program.ranges
@@ -77,7 +74,7 @@ def compress(
         for target in found:
             work.code(target)
     else:
-        ranges = _one_pass(program, found, in_order(program, batches), work)
+        ranges = _one_pass(program, found, as_batches(program, batches), work)
     return replace(
         program,
         exported=with_constants(program.exported, work.values),
@@ -85,7 +82,7 @@ def compress(
         ranges=ranges,
         recipe=recipe,
         left={**program.left, **left},
-        provenance=(*program.provenance, {"stage": "compress", "config": asdict(config)}),
+        provenance=(*program.provenance, {"stage": "compress", "config": to_dict(config)}),
     )
 
 
@@ -100,7 +97,7 @@ class _Work:
     def code(self, target: Target, curvature: Curvature | None = None, lookups: Tensor | None = None) -> Tensor:
         """Compresses a weight; what a runtime will see in its place."""
         try:
-            weight, reason = _coded(target, self.config, curvature, lookups)
+            weight, reason = coded(target, target.weight.value, self.config, curvature, lookups)
         except CompressionError as error:
             raise CompressionError(f"{target.name}: {error}") from None
         if reason:
@@ -112,11 +109,27 @@ class _Work:
         return value
 
 
-def _captured(model: nn.Module, batches: list[Any] | None) -> Program:
-    if not batches:
-        raise InputError("a module is captured with its first batch, and there is none; give batches, or a Program of qn_deploy.capture")
-    first = batches[0]
-    return capture(model, kwargs=first) if isinstance(first, dict) else capture(model, first)
+def float_program(model: Program | nn.Module, batches: Iterable[Any]) -> Program:
+    """The program of a model; a module is captured with the first batch.
+
+    Raises:
+        CompressionError: the program is compressed already.
+        InputError: a module, and no batch.
+    """
+    if isinstance(model, Program):
+        if model.weights:
+            raise CompressionError(
+                f"this program is compressed already, {next(iter(model.weights))} for one; compress the float program that it was made of"
+            )
+        return model
+    first = next(iter(batches), None)
+    if first is None:
+        raise InputError("there are no batches, and a module is captured with the first; give some, or a Program of qn_deploy.capture")
+    if isinstance(first, Mapping):
+        return capture(model, kwargs=first)
+    if not isinstance(first, tuple | list):
+        raise InputError(NO_TUPLE.format(type(first).__name__))
+    return capture(model, tuple(first))
 
 
 def _one_pass(program: Program, found: list[Target], batches: list[Batch], work: _Work) -> dict[str, tuple[float, float]]:
@@ -171,11 +184,19 @@ def _of_later_readers(program: Program, found: list[Target], batches: list[Batch
     return total
 
 
-def _coded(
-    target: Target, config: CompressConfig, curvature: Curvature | None, lookups: Tensor | None
+def coded(
+    target: Target, weight: Tensor, config: CompressConfig, curvature: Curvature | None = None, lookups: Tensor | None = None
 ) -> tuple[CompressedWeight, str | None]:
-    """The compressed weight, and the reason why it is int8 where a table was asked for."""
-    weight, method, per_channel = target.weight.value, target.method, target.per_channel
+    """A weight in the form that a recipe asks for, and the reason why it is int8 where a table was asked for.
+
+    Args:
+        target: what the recipe says of it.
+        weight: its values now.
+        config: seed and rounds.
+        curvature: of its inputs, if they are known.
+        lookups: how often each row was looked up, if that is known.
+    """
+    method, per_channel = target.method, target.per_channel
     if not isinstance(method, Table):
         return _integers(weight, method, per_channel, curvature), None
     if reason := no_table(weight, method):

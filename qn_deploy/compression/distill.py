@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -13,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qn_deploy.compression.layers import clamp_tables
+from qn_deploy.compression.student import clamp_tables
 from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.graph.sites import weights
+from qn_deploy.program.batches import as_batch
+from qn_deploy.program.program import Batch, Program
 
-Batch = tuple[Tensor, ...]
 Loss = Callable[[Any, Any], Tensor]
 """(the student's outputs, the teacher's outputs) -> a scalar."""
 
@@ -43,11 +44,11 @@ class Lesson:
     """How a student is moved towards its teacher.
 
     Attributes:
-        student, teacher: in eval mode.
+        student, teacher: graphs in eval mode, or modules; what they return is compared tensor by tensor.
         optimizer: of the student's parameters, new; the learning rates that it was made with are the highest.
         loss: on their outputs.
-        hints: names of modules whose outputs are matched too, by mean squared error over the teacher's mean square.
-        hint_weight: what each hint counts beside `loss`.
+        hints: how many of the last outputs are hidden values, matched by mean squared error over the teacher's mean square.
+        hint_weight: what each hint counts beside `loss`, which sees the other outputs.
         clip: the largest norm of the gradient of all parameters together; infinity for no bound.
         bfloat16: matrix products in bfloat16 (torch.autocast), of teacher and student.
     """
@@ -56,7 +57,7 @@ class Lesson:
     teacher: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Loss = distance
-    hints: tuple[str, ...] = ()
+    hints: int = 0
     hint_weight: float = 1.0
     clip: float = float("inf")
     bfloat16: bool = False
@@ -88,76 +89,43 @@ class Lesson:
         return value
 
     def _loss(self, batch: Batch) -> Tensor:
-        with ExitStack() as stack:
-            stack.enter_context(torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.bfloat16))
-            taught, learnt = (_recorded(stack, model, self.hints) for model in (self.teacher, self.student))
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.bfloat16):
             with torch.no_grad():
-                goal = self.teacher(*batch)
-            answer = self.student(*batch)
-        loss = self.loss(answer, goal)
-        for name in self.hints:
-            pairs = zip(_tensors(learnt[name]), _tensors(taught[name]), strict=True)
-            loss = loss + self.hint_weight * sum(_relative(ours, theirs) for ours, theirs in pairs)
+                goal = _tensors(self.teacher(*batch))
+            answer = _tensors(self.student(*batch))
+        visible = len(answer) - self.hints
+        loss = self.loss(tuple(answer[:visible]), tuple(goal[:visible]))
+        for ours, theirs in zip(answer[visible:], goal[visible:], strict=True):
+            loss = loss + self.hint_weight * _relative(ours, theirs)
         return loss
 
 
-def modules_like(model: nn.Module, globs: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the modules that a glob matches, in the model's order.
+def layers_like(program: Program, globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Nodes of the layers that a glob matches, in the graph's order; a layer is named as its weight is, without ".weight".
 
     Raises:
         InputError: a glob matches none.
     """
-    names = [name for name, _ in model.named_modules() if name and "parametrizations" not in name.split(".")]
+    nodes = {weight.name.rpartition(".")[0]: weight.readers[0].name for weight in weights(program.exported)}
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
-            raise InputError(f"the hint {glob!r} matches no module; the model has {', '.join(names) or 'none'}")
-    return tuple(name for name in names if any(fnmatchcase(name, glob) for glob in globs))
+        if not any(fnmatchcase(name, glob) for name in nodes):
+            raise InputError(f"the hint {glob!r} matches no layer; the model has {', '.join(nodes) or 'none'}")
+    return tuple(node for name, node in nodes.items() if any(fnmatchcase(name, glob) for glob in globs))
 
 
-def as_batch(batch: object) -> Batch:
-    """A batch as a tuple of inputs.
-
-    Raises:
-        InputError: it is no tuple or list.
-    """
-    if not isinstance(batch, tuple | list):
-        raise InputError(f"a batch is a {type(batch).__name__}; give tuples of input tensors, (x,) for a model of one input")
-    return tuple(batch)
-
-
-def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, again and again.
+def endless(program: Program, batches: Iterable[Any]) -> Iterator[Batch]:
+    """The batches, again and again, in the order of the program's inputs.
 
     Raises:
-        InputError: they are empty, hold no tuples, or can be gone through only once.
+        InputError: there are none, one does not fit, or they can be gone through only once.
     """
     empty = False
     while not empty:
         empty = True
-        for batch in batches:
+        for index, batch in enumerate(batches):
             empty = False
-            yield as_batch(batch)
+            yield as_batch(program, batch, f"batch {index}")
     raise InputError("there are no batches to fine-tune with, or no more: give a list or a DataLoader, not a generator")
-
-
-def trainable(model: nn.Module) -> nn.Module:
-    """The model, with gradients wanted of all its parameters, those too that its user had frozen."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return model
-
-
-def _recorded(stack: ExitStack, model: nn.Module, names: tuple[str, ...]) -> dict[str, object]:
-    """The outputs of modules by name, filled in when the model runs; of one that is called twice, the last."""
-    outputs: dict[str, object] = {}
-    for name in names:
-
-        def record(module: nn.Module, args: object, output: object, name: str = name) -> None:
-            outputs[name] = output
-
-        handle = model.get_submodule(name).register_forward_hook(record)
-        stack.callback(handle.remove)
-    return outputs
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -165,6 +133,6 @@ def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def _tensors(outputs: object) -> list[Tensor]:
-    """The floating-point tensors among a module's outputs; those of half precision in float32, to take sums and logarithms of."""
+    """The floating-point tensors among outputs; those of half precision in float32, to take sums and logarithms of."""
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in leaves]

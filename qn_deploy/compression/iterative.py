@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compression.apply import Compressed, Target, attach, put, reference_and_student, targets
-from qn_deploy.compression.distill import Batch, Lesson, Loss, distance, endless, trainable
-from qn_deploy.compression.layers import round_centroids
+from qn_deploy.compression.calibrate import recalibrated
+from qn_deploy.compression.compress import CompressConfig, coded, float_program
+from qn_deploy.compression.distill import Lesson, Loss, distance, endless
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.resume import RunFile, fingerprint
+from qn_deploy.compression.student import attach_weight, learnt, round_centroids, student_of
+from qn_deploy.compression.targets import Target, targets
 from qn_deploy.errors import CompressionError
+from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int4, Recipe
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
 
@@ -35,7 +39,7 @@ TRANSFORMER: tuple[Group, ...] = (FFN, EMBEDDING, ATTENTION)
 
 
 @dataclass(frozen=True)
-class IPQ:
+class IPQConfig:
     """How iPQ proceeds.
 
     Attributes:
@@ -49,6 +53,7 @@ class IPQ:
         momentum: of SGD.
         temperature: of the teacher's and the student's logits.
         seed: of the k-means.
+        calibration: how many batches, from the first on, the ranges of activations are taken from at the end; 0 for none.
     """
 
     groups: tuple[Group, ...] = ()
@@ -59,50 +64,51 @@ class IPQ:
     momentum: float = 0.9
     temperature: float = 1.0
     seed: int = 0
+    calibration: int = 8
 
 
 def ipq(
-    model: nn.Module,
+    model: Program | nn.Module,
     recipe: Recipe,
-    batches: Iterable[Batch],
-    config: IPQ | None = None,
-    teacher: nn.Module | None = None,
+    batches: Iterable[Any],
+    config: IPQConfig | None = None,
+    teacher: Program | nn.Module | None = None,
     progress: Tell | None = None,
     loss: Loss | None = None,
     resume: str | Path | None = None,
-) -> Compressed:
+) -> Program:
     """Compresses a trained model by iterative product quantization with a teacher (paper section 3.2); needs no labels.
 
-    The student stays in eval mode all along: BatchNorm is folded, dropout is off.
+    At the end the ranges of activations are taken.
 
     Args:
-        model: float32; it is not changed.
+        model: a float program, or a module, which is captured with the first batch; it is not changed.
         recipe: which weight is compressed how.
-        batches: tuples of input tensors; gone through again and again, so give a list or a DataLoader.
+        batches: gone through again and again, so give a list or a DataLoader. Each is a tuple with one tensor for each input, or a dict by
+            the inputs' names.
         config: groups, steps and learning rate.
-        teacher: whose outputs the student learns; the float model itself if None.
+        teacher: whose outputs the student learns, a program or a module that takes the same inputs; the float model itself if None.
         progress: called after each weight that is compressed, and each step of fine-tuning; the last stage is the int8 stage.
-        loss: (the student's outputs, the teacher's outputs) -> scalar; `distance` if None.
+        loss: (the student's outputs, the teacher's outputs), tuples of float tensors -> scalar; `distance` if None.
         resume: a file that keeps the state after each stage; if it is there, the run goes on after the last finished stage, and ends
             with the same bits as one that was never stopped. Batches must come in the same order.
 
     Raises:
         CompressionError: a weight can't be compressed, or the loss is no longer finite; the message names the weight or the group.
-        InputError: the batches are empty, hold no tuples, or can be gone through only once; the file of `resume` is of another run,
+        InputError: a batch does not fit, there are none, or they can be gone through only once; the file of `resume` is of another run,
             or damaged.
     """
-    config = config or IPQ()
-    stream = endless(batches)
+    config = config or IPQConfig()
+    program = float_program(model, batches)
+    stream = endless(program, batches)
     example = next(stream)
-    reference, student = reference_and_student(model, example)
-    guide = reference if teacher is None else copy.deepcopy(teacher).eval()
-    trainable(student)
-    found, left = targets(student, recipe)
+    student, guide = student_of(program), _guide(program if teacher is None else teacher)
+    found, left = targets(program, recipe)
     groups = _in_order(found, config)
 
     file, done = None, 0
     if resume is not None:
-        models = reference.state_dict(), guide.state_dict()
+        models = student.state_dict(), guide.state_dict()
         run = fingerprint("ipq", repr(config), recipe.to_json(), *models, {str(i): tensor for i, tensor in enumerate(example)})
         file = RunFile(Path(resume), run)
         if state := file.load():
@@ -120,7 +126,9 @@ def ipq(
             names = tuple(target.name for target in group)
             where = f"after group {stage} ({', '.join(names)})"
             for i, target in enumerate(group, 1):
-                if reason := attach(target, config.seed, int8_in_loop=False):
+                weight, reason = coded(target, student.get_parameter(target.name).detach(), CompressConfig(seed=config.seed))
+                attach_weight(student, target.name, weight, int8_in_loop=False)
+                if reason:
                     left[target.name] = reason
                 tell(at("compressing", (target.name,), i / len(group)))
         else:
@@ -133,19 +141,24 @@ def ipq(
             tell(at("fine-tuning", names, (step + 1) / steps, value))
         if file:
             file.save(student.state_dict(), {"stages": stage + 1, "left": left})
-    return Compressed(student, recipe, reference, left)
+    done_program = replace(learnt(program, student), recipe=recipe, left={**program.left, **left})
+    return recalibrated(done_program, batches, config.calibration, "ipq", config)
+
+
+def _guide(teacher: Program | nn.Module) -> nn.Module:
+    return student_of(teacher) if isinstance(teacher, Program) else copy.deepcopy(teacher).eval()
 
 
 def _restore(student: nn.Module, finished: list[Target], state: dict[str, Tensor], int8_in_loop: bool) -> None:
     """Gives the student the tables and integers that a saved state speaks of, then the state."""
     for target in finished:
-        put(target, _blank(target, state), int8_in_loop)
+        attach_weight(student, target.name, _blank(target, state), int8_in_loop)
     student.load_state_dict(state)
 
 
 def _blank(target: Target, state: dict[str, Tensor]) -> CompressedWeight:
     """A compressed weight of the form that the saved one has; of its numbers, only the codes and the scale of integers are right."""
-    shape, name = tuple(target.weight.shape), target.name
+    shape, name = tuple(target.weight.value.shape), target.name
     path, _, leaf = name.rpartition(".")
     saved = f"{path}.parametrizations.{leaf}".lstrip(".")
     if f"{saved}.original" in state:
@@ -160,7 +173,7 @@ def _blank(target: Target, state: dict[str, Tensor]) -> CompressedWeight:
     return table
 
 
-def _in_order(found: list[Target], config: IPQ) -> list[list[Target]]:
+def _in_order(found: list[Target], config: IPQConfig) -> list[list[Target]]:
     if config.groups:
         groups = _by_glob(found, config.groups)
         for globs, group in zip(config.groups, groups, strict=False):
@@ -177,9 +190,9 @@ def _in_order(found: list[Target], config: IPQ) -> list[list[Target]]:
 def _by_bytes(found: list[Target], stages: int) -> list[list[Target]]:
     """Consecutive groups of about equal bytes; `stages` of them, some perhaps empty."""
     groups: list[list[Target]] = [[] for _ in range(max(stages, 1))]
-    whole, before = sum(target.weight.numel() for target in found), 0
+    whole, before = sum(target.weight.value.numel() for target in found), 0
     for target in found:
-        size = target.weight.numel()
+        size = target.weight.value.numel()
         groups[(2 * before + size) * len(groups) // (2 * whole)].append(target)  # by where its middle lies
         before += size
     return groups
@@ -193,4 +206,4 @@ def _by_glob(found: list[Target], groups: tuple[Group, ...]) -> list[list[Target
 
 def _matches(target: Target, globs: Group) -> bool:
     patterns = (globs,) if isinstance(globs, str) else globs
-    return any(fnmatchcase(slot.name, pattern) for slot in target.slots for pattern in patterns)
+    return any(fnmatchcase(target.name, pattern) for pattern in patterns)

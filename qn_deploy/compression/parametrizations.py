@@ -55,7 +55,7 @@ class TableWeight(nn.Module):
             CompressionError: later, when somebody assigns to the weight.
         """
         if self._start is None:
-            raise CompressionError("this weight is held as a table and can't be assigned to; call bake(model) first")
+            raise CompressionError("this weight is held as a table and can't be assigned to")
         start, self._start = self._start, None
         return tuple(value.to(weight.device) for value in start)
 

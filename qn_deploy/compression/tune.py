@@ -6,11 +6,10 @@ the float model's outputs on unlabelled inputs.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from math import inf
 from pathlib import Path
@@ -19,18 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compression.apply import Compressed
-from qn_deploy.compression.distill import Batch, Lesson, Loss, distance, endless, modules_like, trainable
-from qn_deploy.compression.layers import round_centroids, tables
+from qn_deploy.compression.calibrate import recalibrated
+from qn_deploy.compression.distill import Lesson, Loss, distance, endless, layers_like
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.resume import RunFile, fingerprint
+from qn_deploy.compression.student import learnt, student_of, tables
 from qn_deploy.errors import InputError
+from qn_deploy.program.program import Program
 
 _LEAST_RMS = 1e-3  # what a parameter of zeros counts as, so that it can leave zero (Adafactor's rule)
 
 
 @dataclass(frozen=True)
-class Tune:
+class TuneConfig:
     """How `tune` proceeds. A learning rate is relative: what Adam moves a parameter in one step, over its root mean square.
 
     Attributes:
@@ -41,11 +41,11 @@ class Tune:
         rest_lr: of biases, norms, weights that stayed float, and the values behind int8 and int4 weights.
         warmup: share of the run in which the learning rates rise; they fall to 0 along a line after it.
         clip: the largest norm of the gradient of all parameters together.
-        hints: globs over names of modules; the student's hidden states there are matched with the teacher's. A layer that BatchNorm was
-            folded into has no counterpart in the teacher: name the BatchNorm instead.
+        hints: globs over names of layers, as their weights are named without ".weight"; what they compute is matched with the teacher's.
         hint_weight: what each hint counts beside the outputs.
         bfloat16: matrix products in bfloat16, which is faster where the processor has instructions for it.
         save_every: steps between two states in the file of `resume`.
+        calibration: how many batches, from the first on, the ranges of activations are taken from at the end; 0 for none.
     """
 
     steps: int = 1000
@@ -59,6 +59,7 @@ class Tune:
     hint_weight: float = 0.3
     bfloat16: bool = False
     save_every: int = 200
+    calibration: int = 8
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.save_every < 1 or not 0 <= self.warmup < 1 or (self.minutes is not None and self.minutes <= 0):
@@ -74,51 +75,53 @@ class Tune:
 
 
 def tune(
-    compressed: Compressed,
-    batches: Iterable[Batch],
-    config: Tune | None = None,
+    program: Program,
+    teacher: Program,
+    batches: Iterable[Any],
+    config: TuneConfig | None = None,
     loss: Loss | None = None,
     progress: Tell | None = None,
     resume: str | Path | None = None,
-) -> Compressed:
-    """Fine-tunes a compressed model end to end against its float reference, on unlabelled inputs.
+) -> Program:
+    """Fine-tunes a compressed program end to end against the float one, on unlabelled inputs.
 
     All tables' centroids and scales, integer weights, biases and norms learn together, by Adam; codes and the scales of integer weights
-    stay. The student stays in eval mode: dropout is off.
+    stay. At the end the ranges of activations are taken anew.
 
     Args:
-        compressed: what `compress` or `ipq` gave; it is not changed.
-        batches: tuples of input tensors; gone through again and again, so give a list or a DataLoader.
+        program: what `compress` or `ipq` gave; it is not changed.
+        teacher: the float program that it was made of.
+        batches: gone through again and again, so give a list or a DataLoader. Each is a tuple with one tensor for each input, or a dict by
+            the inputs' names.
         config: steps, minutes and learning rates.
-        loss: (the student's outputs, the teacher's outputs) -> scalar; `distance` if None. Where padding must not count, let both
-            models return what it should see, hidden states times their mask for example.
+        loss: (the student's outputs, the teacher's outputs), tuples of float tensors -> scalar; `distance` if None. Where padding must not
+            count, let the model return what it should see, hidden states times their mask for example.
         progress: called after each step.
         resume: a file that keeps the run's state; if it is there, the run goes on from it, and ends with the same bits as one that was
             never stopped (a limit in minutes aside). Batches must come in the same order.
 
     Raises:
         CompressionError: the loss is no longer finite.
-        InputError: the batches are empty, hold no tuples, or can be gone through only once; a hint matches no module; the file of
+        InputError: a batch does not fit, there are none, or they can be gone through only once; a hint matches no layer; the file of
             `resume` is of another run, or damaged.
     """
-    config = config or Tune()
-    stream = endless(batches)
+    config = config or TuneConfig()
+    stream = endless(program, batches)
     first = next(stream)
     stream = chain([first], stream)
-    student = trainable(copy.deepcopy(compressed.model))
-    round_centroids(student)
+    hints = layers_like(teacher, config.hints)
+    student, guide = (student_of(each, hints) for each in (program, teacher))
     optimizer = torch.optim.Adam(_learning_rates(student, config))
-    hints = modules_like(student, config.hints)
-    lesson = Lesson(student, compressed.reference, optimizer, loss or distance, hints, config.hint_weight, config.clip, config.bfloat16)
+    lesson = Lesson(student, guide, optimizer, loss or distance, len(hints), config.hint_weight, config.clip, config.bfloat16)
 
     file, step, spent = None, 0, 0.0
     if resume is not None:
-        models = compressed.model.state_dict(), compressed.reference.state_dict()
+        models = student.state_dict(), guide.state_dict()
         file = RunFile(Path(resume), fingerprint("tune", repr(config), *models, {str(i): tensor for i, tensor in enumerate(first)}))
         if found := file.load():
             step, spent = _restore(student, optimizer, *found)
             deque(islice(stream, step), 0)  # batches that it has seen
-    names, limit = tuple(compressed.weights), 60 * (config.minutes or inf)
+    names, limit = tuple(program.weights), 60 * (config.minutes or inf)
     begin = time.monotonic() - spent
     while step < config.steps and spent < limit:
         value = lesson.step(next(stream), config.rate(max(step / config.steps, spent / limit)), f"at step {step} of {config.steps}")
@@ -128,10 +131,10 @@ def tune(
             file.save(_state(student, optimizer), {"step": step, "seconds": spent})
         if progress:
             progress(Progress(0, 1, "fine-tuning", names, 1.0 if last else max(step / config.steps, spent / limit), value))
-    return replace(compressed, model=student)
+    return recalibrated(learnt(program, student), batches, config.calibration, "tune", config)
 
 
-def _learning_rates(student: nn.Module, config: Tune) -> list[dict[str, Any]]:
+def _learning_rates(student: nn.Module, config: TuneConfig) -> list[dict[str, Any]]:
     """One group of the optimizer for each parameter, since each has a unit of its own: centroids that of int8 steps."""
     relative: dict[int, float] = {}
     for _, (centroids, scale, *residual) in tables(student):

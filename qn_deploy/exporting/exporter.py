@@ -1,4 +1,8 @@
-"""What an exporter is, and how exporters are found: by the entry points `qn_deploy.exporters`, ours through the same door as anyone's."""
+"""What an exporter is, and how exporters are found: by the entry points `qn_deploy.exporters`, ours through the same door as anyone's.
+
+`qn-deploy export --help` loads the exporters for their options. So that it answers at once, nothing here imports torch, and an exporter
+should import its runtime inside its methods.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qn_deploy.errors import ExportError
-from qn_deploy.lowering.lower import Activations, Lowered
-from qn_deploy.lowering.rules import Rules
-from qn_deploy.program.program import Batch, Program
 
+if TYPE_CHECKING:
+    from qn_deploy.lowering.lower import Activations, Form, Lowered
+    from qn_deploy.lowering.rules import Rules
+    from qn_deploy.program.program import Batch, Program
+    from qn_deploy.targets import Target
 
-@dataclass(frozen=True)
-class Options:
-    """What an export may choose beside the activations. An exporter reads what concerns its runtime.
-
-    Attributes:
-        allow_unfused: onnx: a layer that the runtime does not fuse is a remark, not an error.
-        shell: onnx: also write the graph and its constants as two files, which take less memory to load.
-        executorch_form: executorch: "delegate" (tables expand when the program is loaded) or "graph" (weights are looked up at every run).
-    """
-
-    allow_unfused: bool = False
-    shell: bool = False
-    executorch_form: Literal["delegate", "graph"] = "delegate"
-
-
-DEFAULT = Options()
+GROUP = "qn_deploy.exporters"  # of entry points
 NO_PARTS: Mapping[str, bytes] = MappingProxyType({})
 
 
 class TooLargeError(ExportError):
     """Dense weights take more than one file of the format can hold."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of an exporter that has none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,8 @@ class Written:
         companions: the same program in another form, as files by name, from which `Exporter.rebuild` makes the dense program.
         facts: what a user of the file has to know of it ("opset": "18"), for the manifest.
         parts: files by name that belong to the file and have to lie beside it, as it is too large for one.
+        dense: weights that the file holds without their table, on purpose.
+        folded: weights that the file does not hold at all: what reads them was computed when the file was written.
     """
 
     data: bytes
@@ -56,6 +54,8 @@ class Written:
     companions: Mapping[str, bytes] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, bytes] = field(default_factory=dict)
+    dense: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
 
 
 class Exporter(Protocol):
@@ -66,17 +66,38 @@ class Exporter(Protocol):
         runtime: the runtime's name in reports.
         rules: how the runtime rounds where runtimes differ.
         optimizes: the runtime rewrites the graph when it loads, and can be told not to.
+        options: a frozen dataclass of what the exporter may choose, `NoOptions` if that is nothing. Each field is bool, int, float, str or
+            a Literal of str, has a default and the metadata "help", and is an option of `qn-deploy export`: --EXPORTER-FIELD, or what its
+            metadata calls "flag".
 
-    An exporter may also have a `runner`, a `qn_deploy.verification.devices.runner.Runner`: then its files run on devices too.
+    An exporter may also have a `runner`, a `qn_deploy.exporting.runner.Runner`: then its files run on devices too.
     """
 
     filename: str
     runtime: str
     rules: Rules
     optimizes: bool
+    options: type[Any]
 
-    def write(self, program: Program, activations: Activations, options: Options = DEFAULT) -> Written:
-        """Lowers and serializes a program.
+    def forms(self, activations: Activations, options: Any) -> tuple[Form, ...]:
+        """The forms of the program that `write` wants; the first is the one that the file must agree with.
+
+        Args:
+            activations: how activations are to be quantized.
+            options: an instance of `self.options`.
+
+        Raises:
+            ExportError: the exporter writes no file with these activations; the message says why.
+        """
+
+    def write(self, program: Program, lowered: tuple[Lowered, ...], options: Any, target: Target) -> Written:
+        """Serializes a program.
+
+        Args:
+            program: what was lowered.
+            lowered: it in the forms that `forms` asked for. Other exporters may have asked for the same one: it must not be changed.
+            options: an instance of `self.options`.
+            target: where the file is to run.
 
         Raises:
             ExportError: the program holds what the runtime can't take; the message names it.
@@ -100,7 +121,10 @@ class Exporter(Protocol):
     def rebuild(self, companions: Mapping[str, bytes]) -> bytes:
         """What `dense` gives, byte for byte, from the companion files of a written program."""
 
+    def is_container(self, data: bytes) -> bool:
+        """True if these are the bytes of a companion from which alone `rebuild` makes the dense program."""
+
 
 def find_exporters() -> dict[str, Exporter]:
     """All installed exporters by name, in the order of their names."""
-    return {point.name: point.load() for point in sorted(entry_points(group="qn_deploy.exporters"), key=lambda point: point.name)}
+    return {point.name: point.load() for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}

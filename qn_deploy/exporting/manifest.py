@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qn_deploy.errors import InputError
+from qn_deploy.exporting.config import ExportConfig
 
-FORMAT, VERSION = "qn-deploy build", 2
+FORMAT, VERSION = "qn-deploy build", 3
 MANIFEST, GOLDEN = "manifest.json", "golden.safetensors"
 
 
@@ -35,26 +36,40 @@ class FileEntry:
         companions: files with the same program in another form, by name.
         facts: what its user has to know ("opset": "18", session options that a processor needs).
         parts: files that belong to it and have to lie beside it, by name.
+        activations: static, static-qnnpack, dynamic or none, as the file computes.
+        steps: the quantization step of each output; null for a float one.
+        inexact: operators of a static file without an exact integer rule; empty means that its runtime must match bit for bit.
+        dense: weights that it holds without their table, on purpose.
+        folded: weights that it does not hold, as what reads them was computed when it was written.
     """
 
     exporter: str
     runtime: str
     bytes: int
     sha256: str
+    activations: str
+    steps: tuple[float | None, ...]
     notes: tuple[str, ...] = ()
     companions: dict[str, BesideEntry] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     parts: dict[str, BesideEntry] = field(default_factory=dict)
+    inexact: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
+
+    @property
+    def is_static(self) -> bool:
+        """True if the ranges of its activations were calibrated."""
+        return self.activations.startswith("static")
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """An input or output: name, torch dtype, shape (null where it is dynamic), and an output's quantization step (null for float)."""
+    """An input or output: name, torch dtype and shape (null where it is dynamic)."""
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
-    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,18 +106,16 @@ class Manifest:
     """All of manifest.json.
 
     Attributes:
-        target: the target's name, see `targets.py`.
-        activations: static, static-qnnpack, dynamic or none.
+        config: what the export was asked for.
+        activations: static, static-qnnpack, dynamic or none: the scheme that exporters were asked for.
         files: program files by name.
-        golden_sha256: hash of golden.safetensors, which holds `input/I`, `float/I`, `simulated/EXPORTER/I` and, for static int8,
-            `reference/EXPORTER/I` (the integer reference by that runtime's rules).
-        inexact: operators of a static program without an exact integer rule; empty means that runtimes must match bit for bit.
+        golden_sha256: hash of golden.safetensors, see `golden.py`.
         theoretical_bytes: codes, centroids, scales, biases and uncompressed constants (paper section 3.3, eq. M).
         float_bytes: the same model with every constant as stored before compression (float32).
         left: weights that kept another form than the recipe asked for, with the reason.
     """
 
-    target: str
+    config: ExportConfig
     activations: str
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
@@ -112,14 +125,14 @@ class Manifest:
     theoretical_bytes: int
     float_bytes: int
     versions: dict[str, str]
-    inexact: tuple[str, ...] = ()
     recipe: dict[str, Any] | None = None
     left: dict[str, str] = field(default_factory=dict)
 
     @property
-    def is_static(self) -> bool:
-        """True if the ranges of activations were calibrated."""
-        return self.activations.startswith("static")
+    def file_names(self) -> set[str]:
+        """The names of all files of the build but the manifest itself."""
+        beside = {name for entry in self.files.values() for name in (*entry.companions, *entry.parts)}
+        return {GOLDEN, *self.files, *beside}
 
     def to_json(self) -> str:
         """The text of manifest.json; keys sorted, so that the same build gives the same bytes."""
@@ -139,6 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise InputError(f"{path} is no manifest of qn-deploy; export the model again with qn-deploy export")
         if (version := data.pop("version", None)) != VERSION:
             raise InputError(f"{path} has version {version}, this qn-deploy reads version {VERSION}; export the model again")
+        data["config"] = ExportConfig(**{**data["config"], "only": tuple(data["config"]["only"])})
         data["files"] = {name: _file_entry(entry) for name, entry in data["files"].items()}
         for key in ("inputs", "outputs"):
             data[key] = tuple(TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in data[key])
@@ -146,11 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
             name: WeightEntry(**{**entry, "shape": tuple(entry["shape"]), "parts": tuple(entry["parts"])})
             for name, entry in data["weights"].items()
         }
-        if data["activations"] not in ("static", "static-qnnpack", "dynamic", "none") or not isinstance(data["inexact"], list):
-            raise ValueError(
-                f"activations {data['activations']!r}, inexact {data['inexact']!r}"
-            )  # these two decide how strict the rungs are
-        return Manifest(**{**data, "inexact": tuple(data["inexact"])})
+        return _checked(Manifest(**data))
     except FileNotFoundError:
         raise InputError(f"{folder} holds no {MANIFEST}; it is not the folder of an export. Write one: qn-deploy export model.pt") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -175,5 +185,25 @@ def read_listed(path: Path, sha256: str) -> bytes:
 
 
 def _file_entry(entry: dict[str, Any]) -> FileEntry:
+    lists = {key: tuple(_list(entry[key], key)) for key in ("notes", "steps", "inexact", "dense", "folded")}
     beside = {key: {name: BesideEntry(**file) for name, file in entry[key].items()} for key in ("companions", "parts")}
-    return FileEntry(**{**entry, "notes": tuple(entry["notes"]), **beside})
+    return FileEntry(**{**entry, **lists, **beside})
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{key} {value!r}")
+    return value
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """A manifest whose values decide how strict the rungs are, and are what they should be."""
+    for scheme in (manifest.activations, *(entry.activations for entry in manifest.files.values())):
+        if scheme not in ("static", "static-qnnpack", "dynamic", "none"):
+            raise ValueError(f"activations {scheme!r}")
+    if strange := [name for name in manifest.file_names if Path(name).name != name or name in ("", "..")]:
+        raise ValueError(f"a file called {strange[0]!r}")
+    for name, entry in manifest.files.items():
+        if len(entry.steps) != len(manifest.outputs):
+            raise ValueError(f"{len(entry.steps)} steps of {name} for {len(manifest.outputs)} outputs")
+    return manifest

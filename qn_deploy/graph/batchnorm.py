@@ -55,7 +55,7 @@ def _layer_before(value: Any) -> Node | None:
     if value.target not in LAYERS or len(value.users) != 1:
         return None
     is_linear = value.target is _aten.linear.default
-    return value if not is_linear or value.meta["val"].ndim == 2 else None  # type: ignore[no-any-return]
+    return value if not is_linear or value.meta["val"].ndim == 2 else None
 
 
 def _fold(graph_module: GraphModule, layer: Node, factor: Tensor, mean: Tensor, beta: Tensor) -> tuple[str, str]:

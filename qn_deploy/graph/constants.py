@@ -89,21 +89,21 @@ def fold_constants(graph_module: GraphModule) -> None:
             held = sum(operator.attrgetter(name)(graph_module).numel() for name in read)
             if result is not None and result.numel() <= held + _GROWTH:
                 values[node], sources[node] = result, tuple(read)
-    folded = {}
+    new = []
     for node in [node for node in values if node.op == "call_function" and any(user not in values for user in node.users)]:
         name = _name(node, sources[node])
         with graph.inserting_before(node):
-            folded[node] = graph.create_node("get_attr", name)
-        folded[node].meta["val"] = values[node].clone()
-        node.replace_all_uses_with(folded[node])
+            folded = graph.create_node("get_attr", name)  # stored below, when it is known which names are free
+        folded.meta["val"] = values[node].clone()
+        new.append(folded)
+        node.replace_all_uses_with(folded)
     for node in reversed([*values]):
         if not node.users:
             graph.erase_node(node)
-    read = {node.target for node in graph.nodes if node.op == "get_attr"} - {str(node.target) for node in folded.values()}
-    read |= {node.target for node in values if node.op == "get_attr" and node.users}
-    for node in folded.values():
-        node.target = _store(graph_module, str(node.target), node.meta["val"], read)
-        read.add(node.target)
+    taken = {node.target for node in graph.nodes if node.op == "get_attr" and node not in new}
+    for node in new:
+        node.target = _store(graph_module, str(node.target), node.meta["val"], taken)
+        taken.add(node.target)
 
 
 def _computed(node: Node, values: dict[Node, Tensor]) -> Tensor | None:

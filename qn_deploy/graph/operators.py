@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch.fx import Node
 
 _aten = torch.ops.aten
@@ -141,7 +142,8 @@ def weights_of(node: Node) -> Iterator[Node]:
     if operator is None:
         return
     if operator.kind is Kind.RECURRENT:
-        yield from (source for source in node.args[RECURRENT_WEIGHTS] if _rank(source) > 1)  # type: ignore[union-attr]
+        listed: Any = node.args[RECURRENT_WEIGHTS]
+        yield from (source for source in listed if _rank(source) > 1)
     elif operator.weight is not None and isinstance(source := node.args[operator.weight], Node):
         yield source
 

@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import ExportError, InputError
-from qn_deploy.graph.operators import CONVOLUTIONS, LAYERS, LINEAR, TRANSPOSED
+from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
 from qn_deploy.lowering.insert import insert_weights
 from qn_deploy.lowering.ranges import unlifted
 from qn_deploy.lowering.rewrite import rewrite
@@ -52,6 +52,22 @@ class Activations(str, Enum):
 
 
 @dataclass(frozen=True)
+class Form:
+    """One way to lower a program, as an exporter wants it.
+
+    Attributes:
+        activations: how activations are quantized.
+        per_row: dynamic ranges are taken of each row (XNNPACK) instead of the whole tensor (onnxruntime).
+        baked: where the activations beside it are float, a weight stays a float constant of the dequantized values (for runtimes that
+            have no kernel for int8 weights with float activations); embeddings are lookups all the same.
+    """
+
+    activations: Activations
+    per_row: bool = False
+    baked: bool = False
+
+
+@dataclass(frozen=True)
 class Lowered:
     """A graph that computes with int8 weights.
 
@@ -59,12 +75,12 @@ class Lowered:
         exported: aten and quantized_decomposed operators; the weight W of the Program is the int8 buffer W + "_int8".
         weights: the compressed form of each such buffer, and of each parameter that stayed float, by its name in `exported`; 4-bit values
             are tables there.
-        activations: how its activations are quantized.
+        form: the way in which it was lowered.
     """
 
     exported: ExportedProgram
     weights: dict[str, CompressedWeight]
-    activations: Activations
+    form: Form
 
     def simulate(self, inputs: Batch) -> Batch:
         """Runs the simulated program in torch."""
@@ -74,15 +90,17 @@ class Lowered:
 
 
 def choose_activations(program: Program, asked: Activations | None) -> Activations:
-    """The activation scheme for a program: as asked, else static with calibration data, else dynamic.
+    """The activation scheme for a program: as asked, else static if it was calibrated, else dynamic.
 
     Raises:
-        InputError: static without calibration data, or convolutions without any way to quantize their inputs.
+        InputError: static without ranges, or convolutions without any way to quantize their inputs.
     """
     chosen = asked or (Activations.STATIC if program.ranges else Activations.DYNAMIC)
     if chosen.is_static and not program.ranges:
-        raise InputError("static int8 activations need calibration data: give --calibrate data.npz, or calibration= to qn_deploy.save")
-    convolutions = [node.name for node in program.exported.graph.nodes if node.target in CONVOLUTIONS | TRANSPOSED]
+        raise InputError(
+            "static int8 activations need calibration data: give --calibrate data.npz, or call qn_deploy.calibrate before qn_deploy.save"
+        )
+    convolutions = [node.name for node in program.exported.graph.nodes if kind_of(node) in (Kind.CONVOLUTION, Kind.TRANSPOSED)]
     if chosen is Activations.DYNAMIC and convolutions:
         reason = "model.pt holds none" if not program.ranges else "there are no dynamic ones"
         raise InputError(
@@ -93,20 +111,18 @@ def choose_activations(program: Program, asked: Activations | None) -> Activatio
     return chosen
 
 
-def lower(program: Program, activations: Activations, per_row: bool = False, baked: bool = False) -> Lowered:
+def lower(program: Program, form: Form) -> Lowered:
     """Lowers a program to int8 weights, with activations as asked.
 
     Args:
         program: it is not changed.
-        activations: how activations are quantized.
-        per_row: dynamic ranges are taken of each row (XNNPACK) instead of the whole tensor (onnxruntime).
-        baked: where the activations beside it are float, a weight stays a float constant of the dequantized values (for runtimes that
-            have no kernel for int8 weights with float activations); embeddings are lookups all the same.
+        form: the way to do it.
 
     Raises:
         InputError: static, and an activation that has to be int8 has no range.
         ExportError: a weight has a scale for each row, and QNNPACK's activations are asked for.
     """
+    activations = form.activations
     graph_module, ranges = unlifted(program)  # a copy: the program is not touched
     if activations is Activations.QNNPACK:
         _check_scales(program)
@@ -115,21 +131,16 @@ def lower(program: Program, activations: Activations, per_row: bool = False, bak
         quantize_activations(graph_module, program.weights, ranges)
     forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
     per_tensor = activations is Activations.QNNPACK
-    weights = insert_weights(graph_module, forms, lambda layer: not baked or _takes_int8(layer, activations), per_tensor)
+    weights = insert_weights(graph_module, forms, lambda layer: not form.baked or _takes_int8(layer, activations), per_tensor)
     if activations.is_static:
         snap_biases(graph_module, weights)
     if activations is Activations.DYNAMIC:
-        _quantize_linear_inputs(graph_module, weights, per_row)
+        _quantize_linear_inputs(graph_module, weights, form.per_row)
     graph_module.graph.lint()
     graph_module.recompile()
     with torch.no_grad():
         exported = torch.export.export(graph_module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
-    return Lowered(exported, weights, activations)
-
-
-def input_names(exported: ExportedProgram) -> list[str]:
-    """Names of the model's inputs, in the order of its arguments."""
-    return [str(name) for name in exported.graph_signature.user_inputs]
+    return Lowered(exported, weights, form)
 
 
 def dynamic_shapes(exported: ExportedProgram) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qn_deploy.exporting.manifest import Manifest
+from qn_deploy.exporting.golden import Vectors
+from qn_deploy.exporting.manifest import FileEntry, Manifest
 from qn_deploy.program.program import Batch
 from qn_deploy.verification.isolated import RuntimeFailure
 from qn_deploy.verification.numerics import Agreement, compare
@@ -53,15 +54,17 @@ def similar(result: Agreement) -> tuple[bool, str]:
     return result.sqnr_db >= MIN_SQNR_DB and result.top1 == 1.0, f"SQNR >= {MIN_SQNR_DB:g} dB, same top-1"
 
 
-def judge(rung: int, what: str, found: Batch | RuntimeFailure, expected: Batch, manifest: Manifest, criterion: Criterion) -> Check:
-    """A line of the report: what was found against what is expected, for all outputs."""
+def judge(
+    rung: int, what: str, found: Batch | RuntimeFailure, expected: Batch, manifest: Manifest, entry: FileEntry, criterion: Criterion
+) -> Check:
+    """A line of the report: what was found against what is expected, for all outputs; `entry` knows their steps."""
     if isinstance(found, RuntimeFailure):
         return Check(rung, what, str(found), "runs", False)
     if (forms := _forms(found)) != (wanted := _forms(expected)):
         return Check(rung, what, forms, wanted, False)
     passed, said, limit = True, [], ""
-    for output, (label, one, other) in zip(manifest.outputs, outputs_of(manifest, found, expected), strict=True):
-        result = compare(one, other, output.step)
+    for step, (label, one, other) in zip(entry.steps, outputs_of(manifest, found, expected), strict=True):
+        result = compare(one, other, step)
         good, limit = criterion(result)
         passed &= good
         said.append(describe(result) + label)
@@ -89,7 +92,7 @@ def outputs_of(manifest: Manifest, found: Batch, expected: Batch) -> list[tuple[
 
 
 @dataclass(frozen=True)
-class Target:
+class Expected:
     """What a runtime must agree with on rung 3: a name for it, the outputs, and how closely."""
 
     what: str
@@ -97,24 +100,20 @@ class Target:
     criterion: Criterion
 
 
-def target_of(manifest: Manifest, golden: Mapping[str, Tensor], exporter: str) -> Target:
-    """The integer reference of a static program, bit for bit if each operator has an exact rule; else the simulation."""
-    if not manifest.is_static:
-        return Target("simulation", batch_of(golden, f"simulated/{exporter}"), similar)
-    return Target("integer reference", batch_of(golden, f"reference/{exporter}"), similar if manifest.inexact else identical)
+def expected_of(entry: FileEntry, golden: Vectors) -> Expected:
+    """The integer reference of a static file, bit for bit if each operator has an exact rule; else the simulation."""
+    if not entry.is_static:
+        return Expected("simulation", golden.expected(entry), similar)
+    return Expected("integer reference", golden.expected(entry), similar if entry.inexact else identical)
 
 
 def compare_runtimes(manifest: Manifest, outputs: Mapping[str, Batch], where: str = "") -> list[Check]:
-    """A line for each pair of files, by what the runtimes of one machine made of them."""
-    if not manifest.is_static:  # dynamic ranges are per tensor in one runtime and per row in the other: two programs
-        return []
+    """A line for each pair of static files, by what the runtimes of one machine made of them.
+
+    Dynamic ranges are per tensor in one runtime and per row in the other: two programs.
+    """
+    static = {name: entry for name, entry in manifest.files.items() if entry.is_static and name in outputs}
     return [
-        judge(4, f"{first} to {second}{where}", outputs[first], outputs[second], manifest, within(MAX_STEPS_TWINS))
-        for first, second in itertools.combinations(outputs, 2)
+        judge(4, f"{first} to {second}{where}", outputs[first], outputs[second], manifest, static[first], within(MAX_STEPS_TWINS))
+        for first, second in itertools.combinations(static, 2)
     ]
-
-
-def batch_of(golden: Mapping[str, Tensor], prefix: str) -> Batch:
-    """The golden vectors of this prefix, in order."""
-    count = sum(name.rpartition("/")[0] == prefix for name in golden)
-    return tuple(golden[f"{prefix}/{index}"] for index in range(count))

@@ -14,80 +14,73 @@ Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from torch import Tensor
 
 from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.exporting.exporter import Exporter, TooLargeError, find_exporters
+from qn_deploy.exporting.golden import Vectors, read_vectors
 from qn_deploy.exporting.manifest import GOLDEN, FileEntry, Manifest, read_listed, read_manifest
-from qn_deploy.program.program import Batch
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.verification.devices.climb import climb
-from qn_deploy.verification.devices.device import Device
+from qn_deploy.verification.devices.find import CPU, open_device
 from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
-from qn_deploy.verification.judge import Check, batch_of, compare_runtimes, identical, judge, outputs_of, target_of, within
+from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, identical, judge, outputs_of, within
+from qn_deploy.verification.layers import check_layers
 from qn_deploy.verification.numerics import compare
+from qn_deploy.verification.report import Report
 
 MAX_STEPS_EXPORT = 1  # float sums round differently in long chains; a single layer gives 0
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the climb found. `passed` is true if no check failed."""
-
-    folder: str
-    manifest: Manifest
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """True if no check failed."""
-        return all(check.passed is not False for check in self.checks)
-
-
 def verify(
-    folder: Path,
+    folder: str | Path,
     min_sqnr_db: float | None = None,
+    devices: tuple[str, ...] = (),
+    model: str | Path | Program | None = None,
     progress: Callable[[str], None] = lambda stage: None,
-    devices: tuple[Device, ...] = (),
 ) -> Report:
     """Climbs the ladder for every file of a build folder, on the real runtimes of this machine and rungs 3 and 4 on devices.
 
     Args:
         folder: a folder that export wrote.
         min_sqnr_db: limit of rung 5 in dB; None only reports it.
+        devices: names of other machines that run the files as well: qemu[:CPU], adb[:SERIAL], ssh:HOST.
+        model: the model.pt that was exported, or its program, to judge each layer by itself as well.
         progress: called with the name of each stage.
-        devices: other machines that run the files as well.
 
     Raises:
-        InputError: the folder is no build, or a file is missing or differs from its hash in the manifest.
+        InputError: the folder is no build, a file is missing or differs from its hash in the manifest, or the model is another one.
         ToolchainError: a device can't be reached, or what it needs here is missing.
     """
+    folder = Path(folder)
+    machines = tuple(open_device(name) for name in devices if name != CPU)  # this machine runs them anyway
     manifest = read_manifest(folder)
-    golden = _read_golden(folder / GOLDEN, manifest)
-    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
     exporters = find_exporters()
-    checks: list[Check] = []
-    outputs: dict[str, Batch] = {}
     for name, entry in manifest.files.items():
         if entry.exporter not in exporters:
             raise InputError(f"{name} was written by the exporter {entry.exporter!r}, which is not installed here")
+    golden = read_vectors(folder / GOLDEN, manifest)
+    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
+    checks: list[Check] = []
+    outputs: dict[str, Batch] = {}
+    for name, entry in manifest.files.items():
         progress(f"{name} on {entry.runtime}")
         file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
         checks += file_checks
         if result is not None:
             outputs[name] = result
+    if not manifest.weights:
+        checks.append(Check(1, "compressed weights", "none: the model is as large as before", "at least one", False))
     checks += compare_runtimes(manifest, outputs)
-    if manifest.inexact:
-        checks.append(Check(3, "operators without an exact rule", ", ".join(manifest.inexact), "--layers MODEL judges each", None))
-    runs = {name: _runs(files[name], exporters[entry.exporter]) for name, entry in manifest.files.items()} if devices else {}
-    for device in devices:
+    runs = {name: _runs(files[name], exporters[entry.exporter]) for name, entry in manifest.files.items()} if machines else {}
+    for device in machines:
         checks += climb(device, manifest, golden, runs, outputs, progress)
     checks += _check_loss(manifest, golden, min_sqnr_db)
-    return Report(str(folder), manifest, tuple(sorted(checks, key=lambda check: check.rung)))
+    report = Report(str(folder), manifest, ())
+    if model is not None:
+        checks += check_layers(report, model, machines, progress)
+    return replace(report, checks=tuple(sorted(checks, key=lambda check: check.rung)))
 
 
 @dataclass(frozen=True)
@@ -106,39 +99,29 @@ def _read_files(folder: Path, name: str, entry: FileEntry) -> _Files:
     return _Files(read_listed(folder / name, entry.sha256), companions, parts)
 
 
-def _read_golden(path: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The golden vectors by name, with every output that the rungs compare."""
-    try:
-        golden = load_tensors(read_listed(path, manifest.golden_sha256))
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); export the model again") from None
-    for prefix in ("float", *(f"simulated/{entry.exporter}" for entry in manifest.files.values())):
-        if len(batch_of(golden, prefix)) != len(manifest.outputs):
-            raise InputError(f"{path} does not hold {prefix} for each of the {len(manifest.outputs)} outputs; export the model again")
-    return golden
-
-
 def _check_file(
-    manifest: Manifest, entry: FileEntry, name: str, files: _Files, exporter: Exporter, golden: dict[str, Tensor]
+    manifest: Manifest, entry: FileEntry, name: str, files: _Files, exporter: Exporter, golden: Vectors
 ) -> tuple[list[Check], Batch | None]:
     runs = [Run(files.data, parts=files.parts), Run(files.data, optimized=False, parts=files.parts)]
     try:
-        checks = [_check_weights(manifest, name, exporter.weight_hashes(files.data, files.parts))]
+        checks = [_check_weights(manifest, entry, name, exporter.weight_hashes(files.data, files.parts))]
         dense = exporter.dense(files.data, files.parts)
         runs.append(Run(dense))
     except TooLargeError as error:
         checks.append(Check(4, f"{name}, tables to dense weights", str(error), "not compared", None))
     except QnDeployError as error:
         return [Check(1, f"{name}: weights", str(error), "decode", False)], None
-    shipped, plain, *twins = run_isolated(entry.exporter, tuple(runs), batch_of(golden, "input"))
-    simulated = batch_of(golden, f"simulated/{entry.exporter}")
+    shipped, plain, *twins = run_isolated(entry.exporter, tuple(runs), golden.inputs)
     if exporter.optimizes:
-        checks.append(judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, within(MAX_STEPS_EXPORT)))
-    target = target_of(manifest, golden, entry.exporter)
-    checks.append(judge(3, f"{name} to {target.what}", shipped, target.outputs, manifest, target.criterion))
+        simulated = golden.simulated[entry.exporter]
+        checks.append(judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, entry, within(MAX_STEPS_EXPORT)))
+    expected = expected_of(entry, golden)
+    checks.append(judge(3, f"{name} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criterion))
+    if entry.inexact:
+        checks.append(Check(3, f"{name}: operators without an exact rule", ", ".join(entry.inexact), "--layers MODEL judges each", None))
     if isinstance(shipped, RuntimeFailure):
         return checks, None
-    checks += [judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, identical) for twin in twins]
+    checks += [judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, entry, identical) for twin in twins]
     if files.companions and twins:
         checks.append(_check_companions(files.companions, dense, exporter))
     return checks, shipped
@@ -162,17 +145,26 @@ def _check_companions(companions: dict[str, bytes], dense: bytes, exporter: Expo
     return Check(4, f"{', '.join(companions)} to the dense program", found, "byte-identical", identical)
 
 
-def _check_weights(manifest: Manifest, name: str, found: set[str]) -> Check:
-    tables = {weight: entry for weight, entry in manifest.weights.items() if entry.is_table}
-    wrong = sorted(weight for weight, entry in tables.items() if entry.sha256 not in found and not found.issuperset(entry.parts))
-    verdict = f"{len(tables) - len(wrong)} of {len(tables)} tables" + (f"; wrong: {', '.join(wrong)}" if wrong else "")
+def _check_weights(manifest: Manifest, entry: FileEntry, name: str, found: set[str]) -> Check:
+    """Each table of the file; one that was stored dense or folded away on purpose, and is not found for that, is named and not wrong."""
+    missing = {
+        weight
+        for weight, known in manifest.weights.items()
+        if known.is_table and known.sha256 not in found and not found.issuperset(known.parts)
+    }
+    meant = {"stored dense": missing.intersection(entry.dense), "folded into a constant": missing.intersection(entry.folded)}
+    wrong = missing.difference(*meant.values())
+    tables = sum(known.is_table for known in manifest.weights.values()) - len(missing) + len(wrong)
+    said = {"wrong": wrong, **meant}
+    listed = [f"{what}: {', '.join(sorted(weights))}" for what, weights in said.items() if weights]
+    verdict = "; ".join((f"{tables - len(wrong)} of {tables} tables", *listed))
     return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong)
 
 
-def _check_loss(manifest: Manifest, golden: dict[str, Tensor], min_sqnr_db: float | None) -> list[Check]:
+def _check_loss(manifest: Manifest, golden: Vectors, min_sqnr_db: float | None) -> list[Check]:
     checks = []
     for exporter in sorted({entry.exporter for entry in manifest.files.values()}):
-        for output, found, expected in outputs_of(manifest, batch_of(golden, f"simulated/{exporter}"), batch_of(golden, "float")):
+        for output, found, expected in outputs_of(manifest, golden.simulated[exporter], golden.floats):
             result = compare(found, expected)
             verdict = f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.4f}, max {result.max_error:.3g}, top-1 {result.top1:.1%}"
             limit = "reported" if min_sqnr_db is None else f">= {min_sqnr_db:g} dB"

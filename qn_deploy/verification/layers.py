@@ -17,11 +17,14 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from qn_deploy.errors import InputError
-from qn_deploy.exporting.export import describe as describe_weights
+from qn_deploy.exporting.config import options_for
+from qn_deploy.exporting.describe import describe_weights
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Exporter, find_exporters
 from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
 from qn_deploy.lowering.lower import Activations, dynamic_shapes, lower
+from qn_deploy.lowering.narrow import narrow
 from qn_deploy.lowering.rules import Rules
 from qn_deploy.lowering.settle import is_quantized
 from qn_deploy.program.program import Batch, Golden, Program
@@ -30,8 +33,8 @@ from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.run import Timed, run_on
 from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
 from qn_deploy.verification.judge import Check, describe
-from qn_deploy.verification.ladder import Report
 from qn_deploy.verification.numerics import Agreement, compare
+from qn_deploy.verification.report import Report
 
 _aten = torch.ops.aten
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
@@ -56,7 +59,7 @@ class LayerAgreement:
 
 
 def compare_layers(
-    program: Program, activations: Activations, exporter: Exporter, run: Callable[[bytes, Batch], Batch]
+    program: Program, activations: Activations, exporter: Exporter, run: Callable[[bytes, Batch], Batch], options: Any = None
 ) -> list[LayerAgreement]:
     """Compares a runtime with its reference, layer by layer, on the golden inputs.
 
@@ -65,6 +68,7 @@ def compare_layers(
         activations: how its activations are quantized.
         exporter: whose files to run.
         run: runs a file's bytes on the inputs: on this machine, on a device.
+        options: of the exporter; None: the defaults.
 
     Returns:
         The layers in the graph's order, and what leads to the program's outputs. The reference is the integer reference; of a program
@@ -73,16 +77,18 @@ def compare_layers(
     Raises:
         ExportError: the program with all its layers as outputs can't be written.
     """
-    inexact = set(inexact_operators(lower(program, activations).exported)) if activations.is_static else set()
-    probed = _probe(program, inexact)
-    written = exporter.write(probed.program, activations)
+    options = exporter.options() if options is None else options
+    form = exporter.forms(activations, options)[0]
+    is_static = form.activations.is_static
+    probed = _probe(program, set(inexact_operators(lower(program, form).exported)) if is_static else set())
+    written = write_file(exporter, probed.program, activations, options)
     inputs = program.golden.inputs
     negated, own = (results := run(written.data, inputs))[: len(probed.layers)], results[len(probed.layers) :]
     found = (*(-layer for layer in negated), *own)
     reference = _Forced(written.lowered.exported, exporter.rules, found, len(probed.layers))
     expected = reference.compute(inputs)
     return [
-        LayerAgreement(name, compare(one, other, step), activations.is_static and exact)
+        LayerAgreement(name, compare(one, other, step), is_static and exact)
         for (name, exact), one, other, step in zip(probed.layers + probed.outputs, found, expected, reference.steps, strict=True)
     ]
 
@@ -124,34 +130,45 @@ class _Forced(IntegerReference):
 
 
 def check_layers(
-    report: Report, model: Path, devices: tuple[Device, ...] = (), progress: Callable[[str], None] = lambda stage: None
-) -> Report:
-    """The report with a line more for each runtime and machine: the layers that leave the reference, with their own errors.
+    report: Report, model: str | Path | Program, devices: tuple[Device, ...] = (), progress: Callable[[str], None] = lambda stage: None
+) -> list[Check]:
+    """A line for each file and machine: the layers that leave the reference, with their own errors.
 
     Args:
-        report: what verification found of a build folder.
-        model: the model.pt that was exported into it.
+        report: on the build folder.
+        model: the model.pt that was exported into it, or its program.
         devices: other machines to run the layers on.
         progress: called with the name of each stage.
 
     Raises:
         InputError: the model can't be read, or has other weights than the build.
     """
-    program, manifest = load(model), report.manifest
+    manifest, config = report.manifest, report.manifest.config
+    program = model if isinstance(model, Program) else load(model)
+    if config.centroid_range is not None:
+        program = narrow(program, config.centroid_range)
     if describe_weights(program) != manifest.weights:
-        raise InputError(f"{model} has other weights than {report.folder}; give the model.pt that was exported into it")
+        given = "the program" if isinstance(model, Program) else model
+        raise InputError(f"{given} has other weights than {report.folder}; give the model.pt that was exported into it")
     checks = []
     for name, entry in manifest.files.items():
         exporter = find_exporters()[entry.exporter]
+        options = options_for(entry.exporter, exporter, config.options.get(entry.exporter, {}))
         for device in (None, *devices):
             where = f"{name}{f' on {device.name}' if device else ''}"
             progress(f"{where}, layer by layer")
-            checks.append(check_program(where, entry.exporter, exporter, program, Activations(manifest.activations), device))
-    return replace(report, checks=tuple(sorted((*report.checks, *checks), key=lambda check: check.rung)))
+            checks.append(check_program(where, entry.exporter, exporter, program, Activations(manifest.activations), device, options))
+    return checks
 
 
 def check_program(
-    where: str, name: str, exporter: Exporter, program: Program, activations: Activations, device: Device | None = None
+    where: str,
+    name: str,
+    exporter: Exporter,
+    program: Program,
+    activations: Activations,
+    device: Device | None = None,
+    options: Any = None,
 ) -> Check:
     """The line on the layers of one program on one machine.
 
@@ -162,6 +179,7 @@ def check_program(
         program: as it was exported.
         activations: how its activations are quantized.
         device: another machine; None is this one.
+        options: of the exporter; None: the defaults.
     """
 
     def run(data: bytes, inputs: Batch) -> Batch:
@@ -172,7 +190,7 @@ def check_program(
 
     what = f"{where}, layer by layer"
     try:
-        return judge_layers(what, compare_layers(program, activations, exporter, run))
+        return judge_layers(what, compare_layers(program, activations, exporter, run, options))
     except RuntimeFailure as failure:
         return Check(3, what, str(failure), "runs", False)
 
@@ -224,7 +242,13 @@ def _probe(program: Program, inexact: set[str]) -> _Probed:
     with torch.no_grad():
         exported = torch.export.export(module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
         golden = Golden(program.golden.inputs, tuple(module(*program.golden.inputs)))
-    return _Probed([*layers.values()], [*outputs.values()], replace(program, exported=exported, golden=golden))
+    # The graph has the operators of the program in its order, then those that negate; torch may name them anew.
+    before, after = ([node.name for node in each.graph.nodes if node.op == "call_function"] for each in (program.exported, exported))
+    names = dict(zip(before, after, strict=False))
+    ranges = {names.get(name, name): held for name, held in program.ranges.items()}
+    titles = tuple(f"output_{index}" for index in range(len(golden.outputs)))
+    probed = replace(program, exported=exported, golden=golden, outputs=titles, ranges=ranges)
+    return _Probed([*layers.values()], [*outputs.values()], probed)
 
 
 def _behind(layer: Node) -> Node:

@@ -250,9 +250,7 @@ def test_a_value_without_a_range_is_named_with_the_way_out(make_program: MakePro
     model, image = Tail(), (torch.randn(4, 3, 8, 8),)
     program = make_program(model, image, int8(model))
     ranges = {name: bounds for name, bounds in program.ranges.items() if name != "relu"}
-    with pytest.raises(
-        InputError, match=r"^relu has no range for static int8 activations; calibrate the program again with qn_"
-    ):
+    with pytest.raises(InputError, match=r"^relu has no range for static int8 activations; calibrate the program again with qn_"):
         lower(replace(program, ranges=ranges), Activations.STATIC)
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import Tensor
-
+from qn_deploy.exporting.golden import Vectors
 from qn_deploy.exporting.manifest import Manifest
 from qn_deploy.program.program import Batch
 from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.run import Timed, run_on
 from qn_deploy.verification.isolated import Run
-from qn_deploy.verification.judge import Check, batch_of, compare_runtimes, identical, judge, target_of
+from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, identical, judge
 
 
 def climb(
     device: Device,
     manifest: Manifest,
-    golden: Mapping[str, Tensor],
+    golden: Vectors,
     runs: Mapping[str, tuple[Run, ...]],
     here: Mapping[str, Batch],
     progress: Callable[[str], None] = lambda stage: None,
@@ -30,7 +29,7 @@ def climb(
     Args:
         device: where.
         manifest: of the build.
-        golden: its golden vectors by name.
+        golden: its golden vectors.
         runs: by file name the program as shipped and, if it has such a form, with dense weights.
         here: by file name what this machine made of the inputs; without the files that failed here.
         progress: called with the name of each stage.
@@ -41,14 +40,14 @@ def climb(
     checks, outputs = [], {}
     for name, entry in manifest.files.items():
         progress(f"{name} on {device.name}")
-        what, target = f"{name} on {device.name}", target_of(manifest, golden, entry.exporter)
-        results = run_on(device, entry.exporter, runs[name], batch_of(golden, "input"))
+        what, expected = f"{name} on {device.name}", expected_of(entry, golden)
+        results = run_on(device, entry.exporter, runs[name], golden.inputs)
         shipped, *twins = (result.outputs if isinstance(result, Timed) else result for result in results)
-        checks.append(judge(3, f"{what} to {target.what}", shipped, target.outputs, manifest, target.criterion))
+        checks.append(judge(3, f"{what} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criterion))
         if not isinstance(shipped, tuple):
             continue
-        checks += [judge(4, f"{what}, tables to dense weights", twin, shipped, manifest, identical) for twin in twins]
+        checks += [judge(4, f"{what}, tables to dense weights", twin, shipped, manifest, entry, identical) for twin in twins]
         if name in here:
-            checks.append(judge(4, f"{what} to this machine", shipped, here[name], manifest, target.criterion))
+            checks.append(judge(4, f"{what} to this machine", shipped, here[name], manifest, entry, expected.criterion))
         outputs[name] = shipped
     return checks + compare_runtimes(manifest, outputs, f" on {device.name}")

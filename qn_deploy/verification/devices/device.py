@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qn_deploy.errors import ToolchainError
+from qn_deploy.processes import TIMED_OUT, Ended, call, last_line
 
-TIMED_OUT = 124  # as timeout(1) ends
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: its exit code as a shell gives it (128 + signal after a crash), and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def ending(self) -> str:
-        """How it ended, in words."""
-        if self.code == TIMED_OUT:
-            return "did not end in time"
-        if self.code > 128:
-            try:
-                return f"crashed with {signal.Signals(self.code - 128).name}"
-            except ValueError:
-                pass
-        return f"ended with exit code {self.code}"
+__all__ = ["TIMED_OUT", "Device", "Ended", "call", "last_line", "loaded"]
 
 
 class Device(Protocol):
@@ -61,27 +37,6 @@ class Device(Protocol):
         """Removes a folder of the device."""
 
 
-def call(command: tuple[str, ...], timeout_s: float | None = None, folder: Path | None = None) -> Ended:
-    """Runs a command of this machine, in a folder if one is given.
-
-    Raises:
-        ToolchainError: there is no such command.
-    """
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, cwd=folder)
-    except subprocess.TimeoutExpired:
-        return Ended(TIMED_OUT, "", "")
-    except OSError as error:
-        raise ToolchainError(f"can't run {command[0]}: {error.strerror}") from None
-    out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
-    return Ended(done.returncode if done.returncode >= 0 else 128 - done.returncode, out, err)
-
-
 def loaded(bundle: str, program: str) -> tuple[str, ...]:
     """The command that runs a program of a bundle with the bundle's loader, whatever the device itself has."""
     return (f"{bundle}/lib/ld-linux-aarch64.so.1", "--library-path", f"{bundle}/lib", f"{bundle}/bin/{program}")
-
-
-def last_line(text: str) -> str:
-    """The last line that is not empty."""
-    return text.strip().splitlines()[-1].strip() if text.strip() else ""

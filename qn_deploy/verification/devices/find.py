@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from qn_deploy.errors import InputError, ToolchainError
+from qn_deploy.targets import TARGETS
 from qn_deploy.verification.devices.bundle import SETUP, find_bundle, find_tools
 from qn_deploy.verification.devices.device import Device, call
 from qn_deploy.verification.devices.qemu import CPUS, DEFAULT_CPU, Qemu, known_cpus
@@ -58,6 +61,19 @@ def list_devices() -> tuple[Found, ...]:
         *_list_adb(not missing),
         _list_ssh(not missing),
     )
+
+
+def next_device(target: str, folder: Path) -> str:
+    """The command that verifies a build on a device of its target, or that makes one usable; empty if this machine is of that kind."""
+    known = TARGETS[target]
+    if not known.devices or platform.machine() == known.machine:
+        return ""
+    ready = [device.name for device in list_devices() if device.ready]
+    for kind in known.devices:
+        name = f"{kind}:{DEFAULT_CPU}" if kind == "qemu" else next((name for name in ready if name.startswith(f"{kind}:")), "")
+        if name in ready:
+            return f"qn-deploy verify {shlex.quote(str(folder))} --device {name}"
+    return SETUP
 
 
 def _list_qemu(bundle: bool) -> list[Found]:

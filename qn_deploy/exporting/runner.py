@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporting.exporter import find_exporters
-from qn_deploy.verification.devices.device import call
+from qn_deploy.processes import call
 
 
 @dataclass(frozen=True)
 class Runner:
     """The attribute `runner` of an exporter whose programs run on devices; an exporter without it runs on this machine only.
 
-    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes the files that `tensors` describes, and prints one line of JSON,
-    {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of standard error that says why.
+    The program takes PROGRAM INPUTS OUTPUTS [OPTION...], reads and writes tensor files (verification/devices/tensors.py describes them),
+    and prints one line of JSON, {"load_ms": 1.5, "run_ms": [0.8]}. If the runtime refuses, it ends with exit code 1 and a last line of
+    standard error that says why.
 
     Attributes:
         program: its file name in the bundle's bin folder.
@@ -43,15 +45,22 @@ class Runner:
         """The version of the runtime, on the device as on this machine.
 
         Raises:
-            ToolchainError: no wheel of this version is pinned.
+            ToolchainError: it is not installed, or no wheel of this version is pinned.
         """
-        installed = version(self.package)
+        try:
+            installed = version(self.package)
+        except PackageNotFoundError:
+            raise ToolchainError(f"{self.package} is not installed, and devices run the installed version; {self._install}") from None
         if installed not in self.wheels:
             raise ToolchainError(
                 f"{self.package} {installed} is installed, and devices take the same version by its sha256; known are "
-                f"{', '.join(self.wheels)}. Install one of them: pip install {self.package}=={list(self.wheels)[-1]}"
+                f"{', '.join(self.wheels)}. {self._install.capitalize()}"
             )
         return installed
+
+    @property
+    def _install(self) -> str:
+        return "install one that this Python takes: " + " or ".join(f"pip install {self.package}=={known}" for known in self.wheels)
 
 
 def find_runners() -> dict[str, Runner]:
@@ -68,5 +77,6 @@ def compile_for_device(command: tuple[str, ...]) -> None:
     """
     ended = call(command)
     if ended.code:
-        errors = [line for line in ended.err.splitlines() if re.search(r"error|cannot find|undefined", line)]
-        raise ToolchainError(f"{command[0]} {ended.ending}: {(errors or ended.err.splitlines() or ['no message'])[0].strip()}")
+        errors = [line for line in ended.err.splitlines() if re.search(r"error|cannot find|undefined|not found", line)]
+        reason = (errors or ended.err.splitlines() or ["no message"])[0].strip()
+        raise ToolchainError(f"compiling for 64-bit ARM {ended.ending}: {reason}; the command was: {shlex.join(command)}")

@@ -1,6 +1,6 @@
-"""Table blobs: how a table-compressed constant lies in a .pte file. README.md of this folder specifies the bytes.
+"""Table blobs: how a table-compressed constant lies in a file. exporters/to_executorch/README.md specifies the bytes.
 
-`pack` and `unpack` are the Python side; native/table_blob.h expands the same bytes on the device.
+`pack` and `unpack` are the Python side; native/table_blob.h there expands the same bytes on the device.
 """
 
 from __future__ import annotations
