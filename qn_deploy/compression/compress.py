@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.walk import Walk
-from qn_deploy.program.batches import as_batches
+from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
@@ -124,8 +124,12 @@ def float_program(model: Program | nn.Module, batches: Iterable[Any]) -> Program
         return model
     first = next(iter(batches), None)
     if first is None:
-        raise InputError("a module is captured with its first batch, and there is none; give batches, or a Program of qn_deploy.capture")
-    return capture(model, kwargs=first) if isinstance(first, dict) else capture(model, tuple(first))
+        raise InputError("there are no batches, and a module is captured with the first; give some, or a Program of qn_deploy.capture")
+    if isinstance(first, Mapping):
+        return capture(model, kwargs=first)
+    if not isinstance(first, tuple | list):
+        raise InputError(NO_TUPLE.format(type(first).__name__))
+    return capture(model, tuple(first))
 
 
 def _one_pass(program: Program, found: list[Target], batches: list[Batch], work: _Work) -> dict[str, tuple[float, float]]:

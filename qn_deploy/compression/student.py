@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from qn_deploy.compression.parametrizations import IntegerWeight, TableWeight, on_grid
 from qn_deploy.errors import CompressionError
+from qn_deploy.graph import sites
 from qn_deploy.graph.lifted import unlifted, with_constants
 from qn_deploy.program.program import Program
 from qn_deploy.weights.compressed import INT8_MAX, CompressedWeight, IntWeight, PQWeight
@@ -47,7 +48,8 @@ def learnt(program: Program, student: nn.Module) -> Program:
     Raises:
         CompressionError: a weight is no longer finite; the message names it.
     """
-    weights = compressed_weights(student)
+    carried = compressed_weights(student)
+    weights = {weight.name: carried[weight.name] for weight in sites.weights(program.exported) if weight.name in carried}
     plain = {name: parameter.detach().clone() for name, parameter in student.named_parameters() if name in program.exported.state_dict}
     values = plain | {name: weight.dequantize() for name, weight in weights.items()}
     return replace(program, exported=with_constants(program.exported, values), weights=weights)

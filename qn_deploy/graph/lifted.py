@@ -32,7 +32,7 @@ def constants(exported: ExportedProgram) -> dict[Node, Constant]:
 
 
 def unlifted(exported: ExportedProgram, hidden: Sequence[str] = ()) -> GraphModule:
-    """The graph as a module that holds its constants, takes the inputs and returns a tuple; names of nodes stay.
+    """The graph as a module that holds its constants, takes the inputs and returns a tuple; names of computed nodes stay.
 
     Unlike `exported.module()` it does not refuse inputs of other sizes than exported files are planned for: a batch of any size runs where
     the graph can compute it.

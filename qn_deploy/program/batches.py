@@ -20,6 +20,9 @@ MAX_VALUE = 1e30  # beyond it the steps of int8 leave float32's range
 MAX_BYTES = 2 << 30  # of the arrays in a file, also where it is compressed
 
 
+NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
+
+
 def as_batches(program: Program, batches: Iterable[Any]) -> list[Batch]:
     """Batches as `as_batch` gives them.
 
@@ -50,7 +53,7 @@ def as_batch(program: Program, batch: Any, where: str = "batch") -> Batch:
             raise InputError(f"{where} has inputs named {', '.join(map(str, batch))}; the model takes {', '.join(names)}")
         batch = [batch[name] for name in names]
     if not isinstance(batch, tuple | list):
-        raise InputError(f"a batch is a {type(batch).__name__}; give tuples of input tensors, (x,) for a model of one input")
+        raise InputError(NO_TUPLE.format(type(batch).__name__))
     if len(batch) != len(names):
         raise InputError(f"{where} holds {len(batch)} inputs; the model takes {len(names)}: {', '.join(names)}")
     for name, tensor, expected in zip(names, batch, _values(program), strict=True):
