@@ -109,7 +109,8 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise InputError(f"{path} is a single array; batches are an .npz with one array for each input")
         with archive:
-            size = sum(entry.file_size for entry in archive.zip.infolist())  # type: ignore[union-attr]
+            entries = archive.zip.infolist() if archive.zip else []
+            size = sum(entry.file_size for entry in entries)
             if size > MAX_BYTES:
                 raise InputError(f"{path} holds {size:,} bytes of arrays; expected at most {MAX_BYTES:,}")
             arrays = {name: archive[name] for name in archive.files}
