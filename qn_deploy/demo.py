@@ -20,7 +20,6 @@ from qn_deploy.exporting.describe import theoretical_bytes
 from qn_deploy.exporting.export import export
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.files import make_folder
-from qn_deploy.graph.lifted import unlifted
 from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
@@ -92,22 +91,23 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
     digits = load_digits()
     make_folder(folder)
     model = train(digits, progress)
-    batches = [(batch,) for batch in torch.split(digits.train, BATCH)]
+    batches = list(torch.split(digits.train, BATCH))
 
     def tuned(at: Progress) -> None:
         if at.share == 1 and at.loss is not None:
             progress(f"iPQ: group {at.stage + 1} of {at.stages} tuned ({', '.join(at.names)}), loss {at.loss:.4f}")
 
-    trained = capture(model, (digits.test[:BATCH],), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},))
     progress("iPQ: compressing group by group")
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
+    plain = capture(model, (digits.test[:BATCH],), dynamic_shapes=dynamic)
     config = IPQConfig(stages=2, steps=120, final_steps=120, lr=0.05, seed=SEED, calibration=4)
-    program = ipq(trained, RECIPE, batches, config, progress=tuned)
+    program = ipq(plain, RECIPE, [(batch,) for batch in batches], config, progress=tuned)
     progress(f"saving {folder / 'model.pt'}")
     save(program, folder / "model.pt")
     build = export(program, folder / "build", progress=progress)
     report = verify(folder / "build", progress=progress)
     progress("measuring accuracy on the test images")
-    rows = _accuracies(digits, trained, program, build)
+    rows = _accuracies(digits, plain, program, build)
     progress("")
     _print(Console(), rows, build)
     Console().print(report)
@@ -145,13 +145,16 @@ def train(digits: Digits, progress: Callable[[str], None]) -> nn.Module:
     return model.eval()
 
 
-def _accuracies(digits: Digits, trained: Program, program: Program, build: Build) -> list[tuple[str, float, int]]:
+def _accuracies(digits: Digits, plain: Program, program: Program, build: Build) -> list[tuple[str, float, int]]:
     inputs, manifest = (digits.test,), build.manifest
-    int8 = compress(trained, Recipe((Rule(Int8()),)))
-    stages = {"float": trained, "int8 weights, no tables": int8, "tables, float activations": program}
+    int8 = compress(plain, Recipe((Rule(Int8()),)))
+    constants = {"float": manifest.float_bytes, "int8 weights, no tables": theoretical_bytes(int8)}
+    constants["tables, float activations"] = manifest.theoretical_bytes
     with torch.no_grad():
-        answers = {name: unlifted(stage.exported)(*inputs)[0] for name, stage in stages.items()}
-    rows = [(name, digits.accuracy(answers[name]), theoretical_bytes(stage)) for name, stage in stages.items()]
+        rows = [
+            (what, digits.accuracy(each.exported.module()(*inputs)[0]), count)
+            for (what, count), each in zip(constants.items(), (plain, int8, program), strict=True)
+        ]
     simulated = lower(program, Form(Activations.STATIC)).simulate(inputs)
     rows.append(("tables, int8 activations, simulated", digits.accuracy(simulated[0]), manifest.theoretical_bytes))
     exporters = find_exporters()

@@ -237,10 +237,10 @@ def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
 def _export(fixture: Fixture, folder: Path) -> None:
     torch.manual_seed(0)
     inputs = (fixture.inputs(8),)
-    batches = [(fixture.inputs(16),) for _ in range(2)]
-    program = capture(fixture.make(), inputs, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=32)},))
-    small = compress(program, fixture.recipe)
-    save(calibrate(small, batches) if fixture.activations.is_static else small, folder / "model.pt")
+    batches = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations.is_static else []
+    shapes = ({0: torch.export.Dim("batch", min=1, max=32)},)
+    small = compress(capture(fixture.make().eval(), inputs, dynamic_shapes=shapes), fixture.recipe)
+    save(calibrate(small, batches) if batches else small, folder / "model.pt")
     lanes = tuple(lane for lane in LANES if not missing(lane))
     export(load(folder / "model.pt"), folder, ExportConfig(activations=fixture.activations.value, only=lanes))
 

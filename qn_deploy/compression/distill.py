@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qn_deploy.compression.batches import ordered
 from qn_deploy.compression.student import clamp_tables
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.sites import weights
+from qn_deploy.program.batches import as_batch
 from qn_deploy.program.program import Batch, Program
 
 Loss = Callable[[Any, Any], Tensor]
@@ -124,7 +124,7 @@ def endless(program: Program, batches: Iterable[Any]) -> Iterator[Batch]:
         empty = True
         for index, batch in enumerate(batches):
             empty = False
-            yield ordered(program, index, batch)
+            yield as_batch(program, batch, f"batch {index}")
     raise InputError("there are no batches to fine-tune with, or no more: give a list or a DataLoader, not a generator")
 
 

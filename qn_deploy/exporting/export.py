@@ -24,7 +24,7 @@ from qn_deploy.lowering.narrow import narrow
 from qn_deploy.program.program import Program
 from qn_deploy.targets import DEFAULT_TARGET, TARGETS, Target
 
-_VERSIONED = ("qn-deploy", "torch", "torchao", "executorch", "onnx", "onnxruntime")
+_VERSIONED = ("qn-deploy", "torch", "executorch", "onnx", "onnxruntime")
 _DEFAULT = ExportConfig()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,27 @@ from qn_deploy.program.program import Batch, Program
 BATCH = 32  # samples run at once, where the program's batch is dynamic
 MAX_VALUE = 1e30  # beyond it the steps of int8 leave float32's range
 MAX_BYTES = 2 << 30  # of the arrays in a file, also where it is compressed
+NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
 
 
-def as_batch(program: Program, batch: Sequence[Tensor] | Mapping[str, Tensor] | Tensor, where: str = "batch") -> Batch:
+def as_batches(program: Program, batches: Iterable[Any]) -> list[Batch]:
+    """Batches as `as_batch` gives them.
+
+    Raises:
+        InputError: there are none, or one does not fit; the message names it.
+    """
+    found = [as_batch(program, batch, f"batch {index}") for index, batch in enumerate(batches)]
+    if not found:
+        raise InputError("there are no batches; give tuples with one tensor for each input of the model")
+    return found
+
+
+def as_batch(program: Program, batch: Any, where: str = "batch") -> Batch:
     """A batch as a tuple in the order of the program's inputs.
 
     Args:
         program: that is to take it.
-        batch: a tensor for each input: in order, or by name, or one by itself.
+        batch: a tuple with one tensor for each input, or a dict of tensors by the inputs' names.
         where: what messages call it.
 
     Raises:
@@ -32,16 +46,16 @@ def as_batch(program: Program, batch: Sequence[Tensor] | Mapping[str, Tensor] | 
             that no range of int8 can hold; the message names it.
     """
     names = program.inputs
-    if isinstance(batch, Tensor):
-        batch = (batch,)
     if isinstance(batch, Mapping):
         if set(batch) != set(names):
-            raise InputError(f"{where} holds the inputs {sorted(map(str, batch))}; the program's inputs are {list(names)}")
+            raise InputError(f"{where} has inputs named {', '.join(map(str, batch))}; the model takes {', '.join(names)}")
         batch = [batch[name] for name in names]
+    if not isinstance(batch, tuple | list):
+        raise InputError(NO_TUPLE.format(type(batch).__name__))
     if len(batch) != len(names):
-        raise InputError(f"{where} holds {len(batch)} inputs; the program takes {len(names)}: {', '.join(names)}")
-    for name, tensor in zip(names, batch, strict=True):
-        _check(tensor, program, name, f"{where}, input {name},")
+        raise InputError(f"{where} holds {len(batch)} inputs; the model takes {len(names)}: {', '.join(names)}")
+    for name, tensor, expected in zip(names, batch, _values(program), strict=True):
+        _check(tensor, expected, f"{where}, input {name}")
     return tuple(batch)
 
 
@@ -56,10 +70,11 @@ def read_batches(path: str | Path, program: Program) -> tuple[Batch, ...]:
     if set(arrays) != set(names):
         found = [name[:50] for name in sorted(arrays)]
         raise InputError(f"{path} holds arrays {found}; the model's inputs are {list(names)}. Save with np.savez(path, {names[0]}=...)")
-    tensors = [_tensor(path, name, arrays[name], program) for name in names]
+    values = _values(program)
+    tensors = [_tensor(path, name, arrays[name], value) for name, value in zip(names, values, strict=True)]
     if len({len(tensor) for tensor in tensors}) > 1:
         raise InputError(f"{path}: the arrays hold {[len(tensor) for tensor in tensors]} samples; every input needs the same number")
-    dynamic = _sizes(program, names[0])[0] is None
+    dynamic = _sizes(values[0])[0] is None
     size = BATCH if dynamic else len(program.golden.inputs[0])
     count = len(tensors[0]) if dynamic else len(tensors[0]) // size * size
     if count == 0:
@@ -68,22 +83,21 @@ def read_batches(path: str | Path, program: Program) -> tuple[Batch, ...]:
     return tuple(as_batch(program, batch, f"{path}: batch {index}") for index, batch in enumerate(batches))
 
 
-def _check(tensor: Tensor, program: Program, name: str, where: str) -> None:
-    example = program.golden.inputs[program.inputs.index(name)]
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{where} is a {type(tensor).__name__}; expected a tensor")
-    if tensor.dtype != example.dtype or tensor.device.type != "cpu":
-        raise InputError(f"{where} is {tensor.dtype} on {tensor.device}; the program takes {example.dtype} on cpu")
-    wanted = _sizes(program, name)
-    if tensor.ndim != len(wanted) or any(want not in (None, size) for want, size in zip(wanted, tensor.shape, strict=True)):
-        raise InputError(f"{where} has the shape {list(tensor.shape)}; the program takes [{_shown(wanted)}]")
-    if not tensor.numel() or not tensor.is_floating_point():
+def _check(found: Any, expected: Tensor, what: str) -> None:
+    if not isinstance(found, Tensor):
+        raise InputError(f"{what} is a {type(found).__name__}; expected a tensor")
+    sizes = _sizes(expected)
+    if found.dtype != expected.dtype or not _fits(found.shape, sizes):
+        raise InputError(f"{what} is {found.dtype} {list(found.shape)}; expected {expected.dtype} [{_shown(sizes)}]")
+    if found.device.type != "cpu":
+        raise InputError(f"{what} is on {found.device}; expected it on cpu")
+    if not found.numel() or not found.is_floating_point():
         return
-    largest = float(tensor.abs().max())
+    largest = float(found.abs().max())
     if not largest < float("inf"):
-        raise InputError(f"{where} holds NaN or infinity; clean the data first")
+        raise InputError(f"{what} holds NaN or infinity; clean the data first")
     if largest > MAX_VALUE:
-        raise InputError(f"{where} holds {largest:.3g}; expected magnitudes up to {MAX_VALUE:g}, since one outlier takes all steps of int8")
+        raise InputError(f"{what} holds {largest:.3g}; expected magnitudes up to {MAX_VALUE:g}, since one outlier takes all steps of int8")
 
 
 def _read(path: str | Path) -> dict[str, np.ndarray]:
@@ -93,7 +107,8 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise InputError(f"{path} is a single array; batches are an .npz with one array for each input")
         with archive:
-            if (size := sum(entry.file_size for entry in archive.zip.infolist())) > MAX_BYTES:  # type: ignore[union-attr]
+            size = sum(entry.file_size for entry in archive.zip.infolist())  # type: ignore[union-attr]
+            if size > MAX_BYTES:
                 raise InputError(f"{path} holds {size:,} bytes of arrays; expected at most {MAX_BYTES:,}")
             arrays = {name: archive[name] for name in archive.files}
     except InputError:
@@ -106,21 +121,30 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _tensor(path: str | Path, name: str, array: np.ndarray, program: Program) -> Tensor:
-    wanted = [None, *_sizes(program, name)[1:]]
-    if array.ndim != len(wanted) or any(want not in (None, size) for want, size in zip(wanted, array.shape, strict=True)):
-        raise InputError(f"{path}: {name} has shape {list(array.shape)}; the model takes [{_shown(wanted)}], samples first")
-    kind = str(program.golden.inputs[program.inputs.index(name)].dtype).removeprefix("torch.")
+def _tensor(path: str | Path, name: str, array: np.ndarray, expected: Tensor) -> Tensor:
+    sizes = [None, *_sizes(expected)[1:]]
+    if not _fits(array.shape, sizes):
+        raise InputError(f"{path}: {name} has shape {list(array.shape)}; the model takes [{_shown(sizes)}], samples first")
+    kind = str(expected.dtype).removeprefix("torch.")
     if array.dtype.name != kind or not array.dtype.isnative:
         order = "" if array.dtype.isnative else ", the bytes of each number in the other order"
         raise InputError(f"{path}: {name} is {array.dtype.name}{order}; the model takes {kind}. Convert with .astype({kind!r})")
     return torch.from_numpy(np.array(array))
 
 
-def _sizes(program: Program, name: str) -> list[int | None]:
+def _values(program: Program) -> list[Tensor]:
+    """What the graph knows of each input: dtype and sizes."""
+    values = {node.name: node.meta["val"] for node in program.exported.graph.nodes if node.op == "placeholder"}
+    return [values[name] for name in program.inputs]
+
+
+def _sizes(value: Tensor) -> list[int | None]:
     """The sizes of an input; None for a dynamic one."""
-    node = next(node for node in program.exported.graph.nodes if node.name == name)
-    return [size if isinstance(size, int) else None for size in node.meta["val"].shape]
+    return [size if isinstance(size, int) else None for size in value.shape]
+
+
+def _fits(shape: Sequence[int], sizes: Sequence[int | None]) -> bool:
+    return len(shape) == len(sizes) and all(size in (None, given) for size, given in zip(sizes, shape, strict=True))
 
 
 def _shown(sizes: list[int | None]) -> str:

@@ -58,7 +58,7 @@ def program_from_pt2(members: Members, example_inputs: Batch | dict[str, Tensor]
     inputs = made_inputs(exported)
     with torch.no_grad():
         program = Program(settled(exported, inputs), Golden(inputs, ()), ())
-        golden_inputs = inputs if example_inputs is None else as_batch(program, example_inputs)
+        golden_inputs = inputs if example_inputs is None else as_batch(program, example_inputs, "example_inputs")
         outputs = exported.module(check_guards=False)(*golden_inputs)
     notes = [f"output {name} is left out: it is no tensor" for name in captured.left_out]
     if example_inputs is None:

@@ -140,7 +140,8 @@ def _leaves(spec: Any, fields: dict[str, Any], path: tuple[Any, ...] = ()) -> It
         return
     words = None if kind in _ROWS else _words(kind, context, fields)
     for index, child in enumerate(children):
-        key = pytree.SequenceKey(index) if words is None or len(words) != len(children) else pytree.MappingKey(words[index])
+        named = words is not None and len(words) == len(children)
+        key: Any = pytree.MappingKey(words[index]) if words and named else pytree.SequenceKey(index)
         yield from _leaves(child, fields, (*path, key))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy.errors import InputError
-from qn_deploy.program.batches import as_batch, read_batches
+from qn_deploy.program.batches import as_batch, as_batches, read_batches
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
 
@@ -149,11 +149,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "rank": (with_array("gain", np.ones(8, np.float32)), r"gain has shape \[8\]; the model takes \[any, 3\], samples first"),
     "scalar": (with_array("gain", np.float32(1)), r"gain has shape \[\]"),
     "counts": (with_array("gain", np.ones((7, 3), np.float32)), r"the arrays hold \[8, 7\] samples; every input needs the same number"),
-    "nan": (with_array("gain", nan()), "batch 1, input gain, holds NaN or infinity"),
-    "infinity": (with_array("image", np.full((8, 3, 4, 4), np.inf, np.float32)), "batch 0, input image, holds NaN or infinity"),
+    "nan": (with_array("gain", nan()), "batch 1, input gain holds NaN or infinity"),
+    "infinity": (with_array("image", np.full((8, 3, 4, 4), np.inf, np.float32)), "batch 0, input image holds NaN or infinity"),
     "outlier": (
         with_array("gain", np.full((8, 3), 3e38, np.float32)),
-        r"batch 0, input gain, holds 3e\+38; expected magnitudes up to 1e\+30",
+        r"batch 0, input gain holds 3e\+38; expected magnitudes up to 1e\+30",
     ),
     "big-endian": (
         with_array("gain", np.ones((8, 3), ">f4")),
@@ -161,7 +161,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pipe": (os.mkfifo, "it is a pipe or a device"),
     "sparse giant": (giant, "holds 8,589,934,592 bytes"),
-    "bomb": (bomb, "holds 3,000,000,[0-9]+ bytes of arrays; expected at most 2,147,483,648"),
+    "bomb": (bomb, "holds 3,000,001,[0-9]+ bytes of arrays; expected at most 2,147,483,648"),
     "too few": (lambda path: save(path, **samples(3)), "holds 3 samples; the model takes batches of 4"),
     "none": (lambda path: save(path, **samples(0)), "holds 0 samples"),
 }
@@ -183,27 +183,34 @@ def test_no_sample_for_a_dynamic_batch_is_refused(dynamic: Program, tmp_path: Pa
         read_batches(save(tmp_path / "data.npz", **samples(0)), dynamic)
 
 
-def test_a_batch_is_a_tuple_a_dict_or_one_tensor(dynamic: Program) -> None:
+def test_a_batch_is_a_tuple_a_list_or_a_dict(dynamic: Program) -> None:
     image, gain = INPUTS
-    for batch in ((image, gain), [image, gain], {"gain": gain, "image": image}):
+    for batch in (INPUTS, [image, gain], {"gain": gain, "image": image}):
         assert [tensor is expected for tensor, expected in zip(as_batch(dynamic, batch), INPUTS, strict=True)] == [True, True]
-    one = capture(nn.Linear(3, 2), (gain,))
-    assert as_batch(one, gain)[0] is gain
+    assert as_batches(dynamic, iter([INPUTS, INPUTS])) == [INPUTS, INPUTS]
 
 
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        ({"image": INPUTS[0]}, r"holds the inputs \['image'\]; the program's inputs are \['image', 'gain'\]"),
-        ((INPUTS[0],), "holds 1 inputs; the program takes 2: image, gain"),
-        ((INPUTS[0], INPUTS[1].double()), "input gain, is torch.float64 on cpu; the program takes torch.float32 on cpu"),
-        ((INPUTS[0], INPUTS[1].to("meta")), "input gain, is torch.float32 on meta; the program takes torch.float32 on cpu"),
-        ((INPUTS[0], INPUTS[1][:, :2]), r"input gain, has the shape \[4, 2\]; the program takes \[any, 3\]"),
-        ((INPUTS[0], [1.0]), "input gain, is a list; expected a tensor"),
-        ((INPUTS[0], INPUTS[1] * float("nan")), "input gain, holds NaN or infinity"),
-        ((INPUTS[0], INPUTS[1] * 1e38), "expected magnitudes up to"),
+        ({"image": INPUTS[0]}, "batch 1 has inputs named image; the model takes image, gain"),
+        (INPUTS[0], "a batch is a Tensor; give tuples of input tensors"),
+        (INPUTS[:1], "batch 1 holds 1 inputs; the model takes 2: image, gain"),
+        ((INPUTS[0], INPUTS[1].double()), r"batch 1, input gain is torch\.float64 \[4, 3\]; expected torch\.float32 \[any, 3\]"),
+        ((INPUTS[0], INPUTS[1].to("meta")), "batch 1, input gain is on meta; expected it on cpu"),
+        ((INPUTS[0], INPUTS[1][:, :2]), r"batch 1, input gain is torch\.float32 \[4, 2\]; expected torch\.float32 \[any, 3\]"),
+        ((INPUTS[0], INPUTS[1][0]), r"batch 1, input gain is torch\.float32 \[3\]"),
+        ((INPUTS[0], [1.0]), "batch 1, input gain is a list; expected a tensor"),
+        ((INPUTS[0], (-INPUTS[1]).log()), "batch 1, input gain holds NaN or infinity"),
+        ((INPUTS[0], INPUTS[1] / 0), "batch 1, input gain holds NaN or infinity"),
+        ((INPUTS[0], INPUTS[1] * 1e38), r"batch 1, input gain holds .*e\+37; expected magnitudes up to 1e\+30"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_refused(dynamic: Program, batch: Any, words: str) -> None:
+def test_a_batch_that_does_not_fit_is_named(dynamic: Program, batch: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        as_batch(dynamic, batch)
+        as_batches(dynamic, [INPUTS, batch])
+
+
+def test_no_batches_are_refused(dynamic: Program) -> None:
+    with pytest.raises(InputError, match="there are no batches"):
+        as_batches(dynamic, [])

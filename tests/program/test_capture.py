@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qn_deploy.compression import compress
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.lowering.lower import Activations, Form, lower
-from qn_deploy.program.capture import capture, check_batches
+from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Recipe, Rule, Table
 from qn_deploy.weights.compressed import PQWeight
@@ -116,19 +116,3 @@ def test_what_torch_export_cannot_take_is_said_in_one_line() -> None:
     with pytest.raises(ExportError, match=r"torch\.export can't capture Returns: ") as caught:
         capture(Returns(lambda y: y if y.sum() > 0 else -y), INPUT)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (INPUT * 2, "batch 1 holds 2 inputs; the model takes 1"),
-        ((INPUT[0].double(),), r"batch 1, input 0 is torch.float64 \[4, 8\]; expected torch.float32 shaped like \[4, 8\]"),
-        ((INPUT[0][0],), r"batch 1, input 0 is torch.float32 \[8\]"),
-        ((INPUT[0].log(),), "batch 1, input 0 holds NaN or infinity"),
-        ((INPUT[0] / 0,), "batch 1, input 0 holds NaN or infinity"),
-    ],
-    ids=["count", "dtype", "rank", "nan", "infinity"],
-)
-def test_a_calibration_batch_that_does_not_fit_is_named(batch: tuple[Tensor, ...], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        check_batches((INPUT, batch), INPUT)
