@@ -18,6 +18,7 @@ from qn_deploy.program.program import Batch, Program
 BATCH = 32  # samples run at once, where the program's batch is dynamic
 MAX_VALUE = 1e30  # beyond it the steps of int8 leave float32's range
 MAX_BYTES = 2 << 30  # of the arrays in a file, also where it is compressed
+NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
 
 
 NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
