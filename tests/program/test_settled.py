@@ -24,7 +24,7 @@ class Busy(nn.Module):
         with torch.autocast("cpu", enabled=False), torch.no_grad():
             y = self.dropout(self.layer(x)).relu_()
         y = y.add_(1).contiguous().view(-1, 2, 2)
-        return y, y.transpose(1, 2).reshape(len(x), 4)
+        return y, y.transpose(1, 2).reshape(x.shape[0], 4)
 
 
 def test_what_the_rest_may_rely_on() -> None:
