@@ -36,7 +36,7 @@ def check_shapes(exported: ExportedProgram, inputs: Batch) -> None:
     mode = FakeTensorMode()
     try:
         with mode, torch.no_grad():
-            _Shapes(exported.graph_module).run(*(mode.from_tensor(value) for value in values))  # type: ignore[no-untyped-call]
+            _Shapes(exported.graph_module).run(*(mode.from_tensor(value) for value in values))
     except (DataDependentOutputException, DynamicOutputShapeException):
         pass  # the rest has sizes that depend on values
     except InputError:
