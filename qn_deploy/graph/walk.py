@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from qn_deploy.graph.lifted import constants
+from qn_deploy.graph.lifted import constants, like
 from qn_deploy.graph.spool import Spool
 
 See = Callable[[Node, Any], None]
@@ -61,7 +61,8 @@ class Walk:
 
     def replace(self, node: Node, value: Tensor) -> None:
         """From here on the compressed model reads another value of a constant."""
-        self._fixed[node] = (value, self._fixed[node][THEIRS])
+        theirs = self._fixed[node][THEIRS]
+        self._fixed[node] = (like(theirs, value), theirs)
         self._replaced.add(node)
 
     def values(self, node: Node) -> Iterator[tuple[Any, Any]]:
