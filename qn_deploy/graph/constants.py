@@ -92,13 +92,13 @@ def fold_constants(graph_module: GraphModule) -> None:
             if result is not None and sum(part.numel() for part in _parts(result)) <= held + _GROWTH:
                 values[node], sources[node] = result, tuple(read)
     new = []
-    for node, value in values.items():
-        if node.op != "call_function" or not isinstance(value, Tensor) or all(user in values for user in node.users):
+    for node, whole in values.items():
+        if node.op != "call_function" or not isinstance(whole, Tensor) or all(user in values for user in node.users):
             continue
         name = _name(node, sources[node])
         with graph.inserting_before(node):
             folded = graph.create_node("get_attr", name)  # stored below, when it is known which names are free
-        folded.meta["val"] = value.clone()
+        folded.meta["val"] = whole.clone()
         new.append(folded)
         node.replace_all_uses_with(folded)
     for node in reversed([*values]):

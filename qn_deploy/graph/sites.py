@@ -44,7 +44,7 @@ class Weight:
 
 def operator_name(node: Node) -> str:
     """The name of a node's operator, without namespace and overload: "conv2d"."""
-    return getattr(node.target, "overloadpacket", node.target).__name__
+    return str(getattr(node.target, "overloadpacket", node.target).__name__)  # type: ignore[union-attr]
 
 
 def weights(exported: ExportedProgram) -> list[Weight]:

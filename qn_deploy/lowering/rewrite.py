@@ -89,7 +89,7 @@ def _are_rows(graph_module: GraphModule, offsets: Node, shape: torch.Size) -> bo
     if offsets.op == "get_attr":
         found = operator.attrgetter(str(offsets.target))(graph_module)
         return isinstance(rows, int) and torch.equal(found, torch.arange(rows) * length)
-    return offsets.target is _aten.arange.start_step and offsets.args[0] == 0 and offsets.args[2] == length
+    return bool(offsets.target is _aten.arange.start_step and offsets.args[0] == 0 and offsets.args[2] == length)
 
 
 def _slice(graph_module: GraphModule, pad: Any) -> None:
