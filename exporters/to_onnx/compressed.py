@@ -17,7 +17,8 @@ from onnx import helper, numpy_helper
 from qn_deploy.weights.compressed import PQWeight
 
 from ..kernels.packing import SMALL, TILE_ROWS, packed, tiled
-from .functions import DOMAIN, DYNAMIC, INPUTS, OPSET, STATIC, STATIC_CONV, STATIC_MATMUL, WEIGHT, function
+from .functions import DOMAIN, DYNAMIC, INPUTS, OPSET, STATIC, STATIC_CONV, STATIC_MATMUL, function
+from .names import DECODED
 
 _STATIC = {"Gemm": STATIC, "MatMul": STATIC_MATMUL, "Conv": STATIC_CONV}
 _IR_VERSION = 10  # the first with uint4
@@ -108,7 +109,7 @@ class _Graph:
 
 
 def _layer(graph: _Graph, name: str) -> _Layer | None:
-    weight = f"{name}/{WEIGHT}"
+    weight = name + DECODED
     decode = _decoding(graph, weight, name)
     if decode is None:
         return None

@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .names import DECODED
+
 DOMAIN = "qn_deploy"
 STATIC, STATIC_MATMUL, STATIC_CONV, DYNAMIC = "TableLinear", "TableMatMul", "TableConv", "DynamicTableLinear"
 OPSET = 21  # of the functions: that of uint4
@@ -67,7 +69,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _body(call: onnx.NodeProto, body: onnx.FunctionProto) -> list[onnx.NodeProto]:
     names = dict(zip((*body.input, *body.output), (*call.input, *call.output), strict=True))
-    names[WEIGHT] = f"{names['codes'].rpartition('/')[0]}/{WEIGHT}"
+    names[WEIGHT] = names["codes"].rpartition("/")[0] + DECODED
     nodes = []
     for entry in body.node:
         node = onnx.NodeProto()

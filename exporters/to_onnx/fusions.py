@@ -19,9 +19,8 @@ from qn_deploy.exporting.exporter import NO_PARTS
 
 from .functions import DOMAIN, inlined
 from .library import LIBRARY, build_library
+from .names import SCALE
 from .read import operators, session_options
-
-SCALE = "/scale"  # as passes.insert_tables names the scale of each layer, which the fused operator goes on reading
 
 # What each operator of the file becomes. MatMulIntegerToFloat is the int8 product without a quantized output.
 _FUSED = {

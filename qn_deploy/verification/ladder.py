@@ -56,14 +56,15 @@ def verify(
     folder = Path(folder)
     machines = tuple(open_device(name) for name in devices if name != CPU)  # this machine runs them anyway
     manifest = read_manifest(folder)
-    golden = read_vectors(folder / GOLDEN, manifest)
-    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
     exporters = find_exporters()
-    checks: list[Check] = []
-    outputs: dict[str, Batch] = {}
     for name, entry in manifest.files.items():
         if entry.exporter not in exporters:
             raise InputError(f"{name} was written by the exporter {entry.exporter!r}, which is not installed here")
+    golden = read_vectors(folder / GOLDEN, manifest)
+    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
+    checks: list[Check] = []
+    outputs: dict[str, Batch] = {}
+    for name, entry in manifest.files.items():
         progress(f"{name} on {entry.runtime}")
         file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
         checks += file_checks
