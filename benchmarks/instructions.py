@@ -14,6 +14,7 @@ from rows import Row, at_most, chosen, clock, finish, json_option, seed_option
 from workloads import WORKLOADS, Workload, random_program
 
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
@@ -98,12 +99,12 @@ class Counting(Qemu):
 
 def _workload(name: str, workload: Workload, devices: list[Counting]) -> list[Row]:
     model, x = workload.make().eval(), workload.inputs()
-    plain = capture(model, (x,), None, ())
+    plain = capture(model, (x,), dynamic_shapes=())
     program = random_program(model, x, workload.recipe, workload.activations)
     rows = []
     for exporter_name, exporter in find_exporters().items():
-        tables = exporter.write(program, workload.activations).data
-        runs = (Run(tables), Run(exporter.dense(tables)), Run(exporter.write(plain, Activations.NONE).data))
+        tables = write_file(exporter, program, workload.activations).data
+        runs = (Run(tables), Run(exporter.dense(tables)), Run(write_file(exporter, plain, Activations.NONE).data))
         for device in devices:
             what = f"{name}, {exporter_name}, {device.name.removeprefix('qemu:')}"
             once, more = (_count(device, exporter_name, runs, x, repeats) for repeats in (0, REPEATS))

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from qn_deploy.exporters.to_onnx.shell import SIDECAR
-from qn_deploy.exporting import export as build
-from qn_deploy.exporting.exporter import Options
+from qn_deploy.exporting.config import ExportConfig
+from qn_deploy.exporting.export import export
 from qn_deploy.weights.compressed import PQWeight
 from qn_deploy.weights.table_blob import DType, Layout, pack
 from runtime_tests.conftest import FIXTURES
@@ -47,7 +47,8 @@ def test_java_agrees_with_python(tools: dict[str, ModuleType], climbs: Callable[
         climb = climbs(name)
         programs += fixtures.add_model(_identifier(name), climb.folder, climb.report)
         if name in SHELLS:
-            build.export(climb.program, climb.activations, tmp_path / name, "arm", ("onnx",), options=Options(shell=True))
+            config = ExportConfig(activations=climb.activations.value, only=("onnx",), options={"onnx": {"shell": True}})
+            export(climb.program, tmp_path / name, config)
             programs += fixtures.add_model(f"{_identifier(name)}-shell", tmp_path / name, climb.report)
     fixtures.add_sidecar((tmp_path / SHELLS[-1] / SIDECAR).read_bytes())
     fixtures.add_forms(_blobs(climbs), [(climbs("linear, static").folder / "model.stock.qnz").read_bytes()])

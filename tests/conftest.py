@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from qn_deploy.compression import calibrate
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Written, find_exporters
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
@@ -193,7 +194,7 @@ def programs() -> Programs:
 def write(programs: Programs) -> Write:
     """write(program's name, exporter's name, activations): what the exporter made of the program."""
     exporters = find_exporters()
-    return cache(lambda name, exporter, activations: exporters[exporter].write(programs(name), activations))
+    return cache(lambda name, exporter, activations: write_file(exporters[exporter], programs(name), activations))
 
 
 @pytest.fixture(scope="session", name="make_program")

@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from qn_deploy.errors import ExportError
 from qn_deploy.exporting.exporter import Written
-from qn_deploy.graph.operators import LAYERS
+from qn_deploy.graph.operators import INT8_LAYERS
 from qn_deploy.lowering.lower import Activations, Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
@@ -115,7 +115,7 @@ def _fusions(data: bytes, parts: Mapping[str, bytes], options: OnnxOptions) -> t
 def _float_readers(lowered: Lowered, activations: Activations) -> dict[str, CompressedWeight]:
     """The weights beside float activations: those of recurrent layers, and all of them if no activation is quantized."""
     names = lowered.exported.graph_signature.inputs_to_buffers
-    layers = [node for node in lowered.exported.graph.nodes if node.target in LAYERS and activations is not Activations.NONE]
+    layers = [node for node in lowered.exported.graph.nodes if node.target in INT8_LAYERS and activations is not Activations.NONE]
     int8 = {names.get(source.name) for node in layers for source in node.args[1].args[:1]}
     return {name: weight for name, weight in lowered.weights.items() if name not in int8}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.fx import Node
 from qn_deploy.graph.operators import Kind, kind_of
 from qn_deploy.program.program import Range
 
-_SAMPLE = 1 << 20  # values of an activation that are looked at, in all batches together; its least and greatest are known exactly
+_SAMPLE = 1 << 18  # values of an activation that are looked at, in all batches together; its least and greatest are known exactly
 _BINS = 2048
 _STEPS = 255
 _ABSURD = 1e30  # no activation: the masks of attention are as low as numbers go
@@ -83,6 +84,9 @@ def _clipped(counts: Tensor, centers: Tensor, edges: Tensor) -> Tensor:
 
 
 def _sampled(value: Tensor, most: int) -> Tensor:
-    """float32: every so many values, in the order of memory."""
+    """float32: at most so many values, at equal distances, one that shares no factor with the sizes: it meets all channels alike."""
     flat = value.flatten()
-    return flat[:: -(-len(flat) // most)].float()
+    step = -(-len(flat) // most)
+    while gcd(step, len(flat)) > 1:
+        step += 1
+    return flat[::step].float().clone()  # no view: it would keep all of the value

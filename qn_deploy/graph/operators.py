@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch.fx import Node
 
 _aten = torch.ops.aten
@@ -129,6 +130,7 @@ LINEAR = of_kind(Kind.LINEAR)
 CONVOLUTIONS = of_kind(Kind.CONVOLUTION)
 TRANSPOSED = of_kind(Kind.TRANSPOSED)
 LAYERS = LINEAR | CONVOLUTIONS | TRANSPOSED
+INT8_LAYERS = frozenset(target for target in LAYERS if OPERATORS[target].int8)  # what both runtimes compute with int8 weights
 CLAMPS = of_kind(Kind.CLAMP)
 CURVES = of_kind(Kind.CLAMP, Kind.ACTIVATION)  # functions of one value
 PAIRS = of_kind(Kind.ADDITION, Kind.PRODUCT)

@@ -144,6 +144,8 @@ def _pads_zeros(node: Node) -> bool:
 
 def _always(node: Node) -> bool:
     """True for what is worth computing in int8 whatever reads the result."""
+    if node.op == "placeholder" or operands(node)[0].op == "placeholder":
+        return node.target in LAYERS
     return node.target in LAYERS or kind_of(node) in (Kind.MEAN, Kind.POOL) or node.target in _PADS
 
 

@@ -56,14 +56,15 @@ def verify(
     folder = Path(folder)
     machines = tuple(open_device(name) for name in devices if name != CPU)  # this machine runs them anyway
     manifest = read_manifest(folder)
-    golden = read_vectors(folder / GOLDEN, manifest)
-    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
     exporters = find_exporters()
-    checks: list[Check] = []
-    outputs: dict[str, Batch] = {}
     for name, entry in manifest.files.items():
         if entry.exporter not in exporters:
             raise InputError(f"{name} was written by the exporter {entry.exporter!r}, which is not installed here")
+    golden = read_vectors(folder / GOLDEN, manifest)
+    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
+    checks: list[Check] = []
+    outputs: dict[str, Batch] = {}
+    for name, entry in manifest.files.items():
         progress(f"{name} on {entry.runtime}")
         file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
         checks += file_checks
@@ -145,14 +146,19 @@ def _check_companions(companions: dict[str, bytes], dense: bytes, exporter: Expo
 
 
 def _check_weights(manifest: Manifest, entry: FileEntry, name: str, found: set[str]) -> Check:
-    """Each table that the file should hold; those stored dense or folded away on purpose are named, and are not wrong."""
-    others = {"stored dense": entry.dense, "folded into a constant": entry.folded}
-    elsewhere = {weight for names in others.values() for weight in names}
-    tables = {weight: known for weight, known in manifest.weights.items() if known.is_table and weight not in elsewhere}
-    wrong = sorted(weight for weight, known in tables.items() if known.sha256 not in found and not found.issuperset(known.parts))
-    said = [f"{len(tables) - len(wrong)} of {len(tables)} tables", *([f"wrong: {', '.join(wrong)}"] if wrong else [])]
-    said += [f"{what}: {', '.join(names)}" for what, names in others.items() if names]
-    return Check(1, f"{name}: weights decode to the table", "; ".join(said), "exact", not wrong)
+    """Each table of the file; one that was stored dense or folded away on purpose, and is not found for that, is named and not wrong."""
+    missing = {
+        weight
+        for weight, known in manifest.weights.items()
+        if known.is_table and known.sha256 not in found and not found.issuperset(known.parts)
+    }
+    meant = {"stored dense": missing.intersection(entry.dense), "folded into a constant": missing.intersection(entry.folded)}
+    wrong = missing.difference(*meant.values())
+    tables = sum(known.is_table for known in manifest.weights.values()) - len(missing) + len(wrong)
+    said = {"wrong": wrong, **meant}
+    listed = [f"{what}: {', '.join(sorted(weights))}" for what, weights in said.items() if weights]
+    verdict = "; ".join((f"{tables - len(wrong)} of {tables} tables", *listed))
+    return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong)
 
 
 def _check_loss(manifest: Manifest, golden: Vectors, min_sqnr_db: float | None) -> list[Check]:

@@ -19,7 +19,7 @@ from torch.fx import Node
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.config import options_for
 from qn_deploy.exporting.describe import describe_weights
-from qn_deploy.exporting.export import write
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Exporter, find_exporters
 from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
@@ -38,7 +38,7 @@ from qn_deploy.verification.report import Report
 
 _aten = torch.ops.aten
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-_OTHERS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.adaptive_avg_pool2d.default, _aten.cat.default)
+_OTHERS = (_aten.add.Tensor, _aten.mul.Tensor, _aten.adaptive_avg_pool2d.default, _aten.cat.default)
 
 MIN_SQNR_DB = 60.0  # of one layer: floats in another order lie above 120 dB, what is quantized in one place only below 50
 
@@ -81,7 +81,7 @@ def compare_layers(
     form = exporter.forms(activations, options)[0]
     is_static = form.activations.is_static
     probed = _probe(program, set(inexact_operators(lower(program, form).exported)) if is_static else set())
-    written = write(exporter, probed.program, activations, options)
+    written = write_file(exporter, probed.program, activations, options)
     inputs = program.golden.inputs
     negated, own = (results := run(written.data, inputs))[: len(probed.layers)], results[len(probed.layers) :]
     found = (*(-layer for layer in negated), *own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from qn_deploy.errors import InputError
+from qn_deploy.program.capture import capture
 from qn_deploy.program.container import pack, unpack
 from qn_deploy.program.members import read_members
 from qn_deploy.program.program import Batch, Golden, Program
@@ -42,7 +44,7 @@ class ConvNet(nn.Module):
         self.ramp = torch.arange(8.0)
 
     def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
-        features = nn.functional.gelu(self.norm(self.conv(image)), approximate="tanh").mean((2, 3))
+        features = self.norm(nn.functional.gelu(self.conv(image), approximate="tanh")).mean((2, 3))
         scores = self.tied(self.first(features) * gain) + self.kept + self.rebuilt + self.ramp + torch.tensor([0.5] * 8)
         return scores, features, scores * image.shape[0]
 
@@ -63,14 +65,12 @@ def random_table(weight: Tensor, d: int, size: int = 4, books: int = 1) -> PQWei
     return PQWeight(codes, centroids, torch.rand(out) / 100 + 0.001, tuple(weight.shape))
 
 
-def make_program(model: nn.Module, weights: dict[str, CompressedWeight], inputs: Batch, shapes: Any = None, **rest: Any) -> Program:
+def make_program(model: nn.Module, weights: dict[str, CompressedWeight], inputs: Batch, shapes: Any = (), **rest: Any) -> Program:
     with torch.no_grad():
-        golden = Golden(inputs, run(model, inputs))
+        golden = Golden(inputs, run(model.eval(), inputs))
         for name, weight in weights.items():
             model.get_parameter(name).copy_(weight.dequantize())
-    exported = torch.export.export(model.eval(), inputs, dynamic_shapes=shapes)
-    outputs = tuple(f"output_{index}" for index in range(len(golden.outputs)))
-    return Program(exported, golden, **{"outputs": outputs, "weights": weights, **rest})
+    return replace(capture(model, inputs, dynamic_shapes=shapes), golden=golden, weights=weights, **rest)
 
 
 def conv_program() -> Program:
@@ -78,7 +78,7 @@ def conv_program() -> Program:
     model = ConvNet().eval()
     weights: dict[str, CompressedWeight] = {
         "conv.weight": random_table(model.conv.weight, d=9),
-        "first.weight": IntWeight.from_float(model.first.weight),
+        "tied.weight": IntWeight.from_float(model.tied.weight),
     }
     batch = Dim("batch", min=2, max=32)
     inputs = (torch.randn(4, 3, 6, 6), torch.rand(4, 8))
@@ -87,7 +87,7 @@ def conv_program() -> Program:
         "ranges": {"conv2d": (-0.1, 3.3), "gelu": (-0.17, 1e-3), "gain": (0.0, 1.0)},
         "recipe": conv_net(16),
         "left": {"unused.weight": "no input reaches it"},
-        "classes": {"conv.weight": ("Conv2d", "_ConvNd"), "first.weight": ("Linear",)},
+        "classes": {"conv.weight": ("Conv2d", "_ConvNd"), "tied.weight": ("Linear",)},
         "provenance": ({"stage": "compress", "config": {"seed": 0, "tolerance": 0.1, "names": ["a"], "teacher": None}},),
         "notes": ("The cache is left out.",),
     }

@@ -22,7 +22,9 @@ from qn_deploy.exporting.manifest import GOLDEN, MANIFEST
 from qn_deploy.program.program import Batch
 from qn_deploy.verification import ladder
 from qn_deploy.verification.isolated import Run, RuntimeFailure
-from qn_deploy.verification.ladder import Check, Report, verify
+from qn_deploy.verification.judge import Check
+from qn_deploy.verification.ladder import verify
+from qn_deploy.verification.report import Report
 from qn_deploy.weights import table_blob
 
 
@@ -69,8 +71,12 @@ class Folder:
 
     @property
     def step(self) -> float:
-        (output,) = json.loads((self.path / MANIFEST).read_text())["outputs"]
-        return float(output["step"])
+        ((step,),) = {tuple(entry["steps"]) for entry in json.loads((self.path / MANIFEST).read_text())["files"].values()}
+        return float(step)
+
+    def set(self, **fields: object) -> None:
+        """Sets fields of every file's entry."""
+        self.manifest(lambda data: [entry.update(fields) for entry in data["files"].values()])
 
 
 @pytest.fixture
@@ -209,7 +215,7 @@ def test_rung_3_is_exact_where_every_operator_is(good: Folder, here: None) -> No
 
 
 def test_rung_3_is_a_ratio_where_an_operator_is_not_exact(good: Folder, here: None) -> None:
-    good.manifest(lambda data: data.update(inexact=["softmax"]))
+    good.set(inexact=["softmax"])
 
     def add_noise(decibel: float) -> Callable[[dict[str, Tensor]], None]:
         def change(golden: dict[str, Tensor]) -> None:
@@ -224,7 +230,8 @@ def test_rung_3_is_a_ratio_where_an_operator_is_not_exact(good: Folder, here: No
     good.golden(add_noise(45))
     report = verify(good.path)
     assert report.passed
-    assert line(report, 3, "operators without an exact rule").found == "softmax"
+    for name in ("model.onnx", "model.pte"):
+        assert line(report, 3, f"{name}: operators without an exact rule").found == "softmax"
     good.golden(add_noise(35))
     report = verify(good.path)
     assert [rung for rung, _ in failed(report)] == [3, 3]
@@ -263,6 +270,29 @@ def test_outputs_of_another_form_fail(good: Folder, here: None, change: Callable
     assert failed(report) == [ONNX[1]]
     assert line(report, 3, ONNX[1][1]).found == found
     assert line(report, 3, ONNX[1][1]).limit != found
+
+
+@pytest.mark.parametrize("kept", ["dense", "folded"])
+def test_what_was_not_written_as_a_table_on_purpose_is_named_and_not_wrong(good: Folder, here: None, kept: str) -> None:
+    good.onnx("body.weight/codes", lambda codes: codes.flat.__setitem__(7, (codes.flat[7] + 1) % 4))
+    good.manifest(lambda data: data["files"]["model.onnx"].update({kept: ["body.weight"]}))
+    check = line(verify(good.path), 1, "model.onnx: weights decode to the table")
+    said = {"dense": "stored dense", "folded": "folded into a constant"}[kept]
+    assert (check.found, check.passed) == (f"2 of 2 tables; {said}: body.weight", True)
+
+
+def test_nothing_compressed_is_no_success(good: Folder, here: None) -> None:
+    good.manifest(lambda data: data.update(weights={}))
+    report = verify(good.path)
+    assert failed(report) == [(1, "compressed weights")]
+
+
+def test_files_of_several_schemes_lie_side_by_side(good: Folder, here: None) -> None:
+    """Each is compared with what belongs to it: the float one with the simulation, and not with the static one."""
+    good.manifest(lambda data: data["files"]["model.pte"].update(activations="none", steps=[None]))
+    report = verify(good.path)
+    assert [check.what for check in report.checks if check.rung == 3] == ["model.onnx to integer reference", "model.pte to simulation"]
+    assert not [check for check in report.checks if check.what == "model.onnx to model.pte"]
 
 
 @pytest.mark.parametrize("crash", [0, 1, 2])
@@ -328,9 +358,9 @@ def test_a_folder_that_is_no_build(tmp_path: Path) -> None:
         (b"[" * 100_000, "is damaged"),
         (b"[]", "is no manifest of qn-deploy"),
         (b"{}", "is no manifest of qn-deploy"),
-        (b'{"format": "qn-deploy build"}', "has version None, this qn-deploy reads version 2"),
-        (b'{"format": "qn-deploy build", "version": 1}', "has version 1, this qn-deploy reads version 2"),
-        (b'{"format": "qn-deploy build", "version": 2}', "is damaged"),
+        (b'{"format": "qn-deploy build"}', "has version None, this qn-deploy reads version 3"),
+        (b'{"format": "qn-deploy build", "version": 1}', "has version 1, this qn-deploy reads version 3"),
+        (b'{"format": "qn-deploy build", "version": 3}', "is damaged"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
@@ -339,7 +369,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: bytes, message: str
         verify(tmp_path)
 
 
-KINDS = {"files": dict, "inputs": list, "outputs": list, "weights": dict, "golden_sha256": str, "activations": str, "inexact": list}
+KINDS = {"files": dict, "inputs": list, "outputs": list, "weights": dict, "golden_sha256": str, "activations": str, "config": dict}
 WRONG = [(key, value) for key, kind in KINDS.items() for value in (None, 5, "text", [5], {"x": 5}) if not isinstance(value, kind)]
 
 
@@ -347,6 +377,15 @@ WRONG = [(key, value) for key, kind in KINDS.items() for value in (None, 5, "tex
 def test_a_manifest_with_a_value_of_another_kind_is_refused(good: Folder, here: None, key: str, value: object) -> None:
     good.manifest(lambda data: data.update({key: value}))
     with pytest.raises(InputError, match=r"[Ee]xport the model again"):
+        verify(good.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("steps", []), ("steps", None), ("activations", "x"), ("inexact", "add"), ("dense", {}), ("folded", 1)]
+)
+def test_an_entry_that_decides_how_strict_the_rungs_are_is_checked(good: Folder, here: None, key: str, value: object) -> None:
+    good.set(**{key: value})
+    with pytest.raises(InputError, match=r"manifest\.json is damaged .*export the model again"):
         verify(good.path)
 
 
@@ -361,7 +400,6 @@ def test_a_manifest_with_unknown_or_missing_keys_is_refused(good: Folder) -> Non
 
 def test_an_exporter_that_is_not_installed_is_named(good: Folder) -> None:
     good.only("model.onnx")
-    good.golden(lambda golden: golden.update({"simulated/coreml/0": golden["simulated/onnx/0"].clone()}))
     good.manifest(lambda data: data["files"]["model.onnx"].update(exporter="coreml"))
     with pytest.raises(InputError, match=r"model\.onnx was written by the exporter 'coreml', which is not installed here"):
         verify(good.path)

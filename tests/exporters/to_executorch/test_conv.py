@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Written
 from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations
@@ -55,7 +56,7 @@ def test_static_layers_of_every_kind_are_exact_and_stored_as_tables(
 ) -> None:
     weights = tables(random_table)
     x = (torch.randn(2, 16, 9, 9, generator=torch.Generator().manual_seed(1)),)
-    written = EXPORTER.write(make_program(Convolutions(), x, weights), Activations.STATIC)
+    written = write_file(EXPORTER, make_program(Convolutions(), x, weights), Activations.STATIC)
     expected = IntegerReference(written.lowered.exported, XNNPACK)(x)
     for name, found, reference in zip(weights, twins(written, x), expected, strict=True):
         assert torch.equal(found, reference), name

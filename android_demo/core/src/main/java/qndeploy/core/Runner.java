@@ -30,11 +30,14 @@ public final class Runner {
         }
         Map<String, Object> first = outcomes.get(0).facts;
         List<TensorData> outputs = outcomes.get(0).outputs;
-        for (Outcome other : new ArrayList<>(outcomes)) {
-            if (model.manifest.isStatic && outputs != null && other.outputs != null && !first.get("runtime").equals(other.facts.get("runtime"))) {
+        String file = model.programs.get(0);
+        for (int i = 1; i < model.programs.size(); i++) {
+            Outcome other = outcomes.get(i);
+            boolean isStatic = model.manifest.files.get(file).isStatic && model.manifest.files.get(model.programs.get(i)).isStatic;
+            if (isStatic && outputs != null && other.outputs != null && !first.get("runtime").equals(other.facts.get("runtime"))) {
                 String files = first.get("file") + "," + other.facts.get("file");
                 String runtimes = first.get("runtime") + " to " + other.facts.get("runtime");
-                Verdict verdict = Verdict.ofTwins(model, outputs, other.outputs);
+                Verdict verdict = Verdict.ofTwins(model, file, outputs, other.outputs);
                 outcomes.add(new Outcome(model, files, runtimes, verdict, null, Collections.<String, Long>emptyMap()));
             }
         }
@@ -54,7 +57,7 @@ public final class Runner {
                 List<TensorData> outputs = program.run(model.golden("input"));
                 figures.put("ram_bytes", Math.max(0, residentBytes() - before));
                 measure(program, model, figures);
-                return new Outcome(model, file, entry.runtime, Verdict.ofRuntime(model, entry.exporter, outputs), outputs, figures);
+                return new Outcome(model, file, entry.runtime, Verdict.ofRuntime(model, file, outputs), outputs, figures);
             }
         } catch (Exception | LinkageError error) {
             return new Outcome(model, file, entry.runtime, Verdict.ofError(error), null, figures);

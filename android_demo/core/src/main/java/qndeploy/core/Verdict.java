@@ -3,7 +3,7 @@ package qndeploy.core;
 import java.util.List;
 import java.util.Locale;
 
-/** What was found, the limit, and whether it passed: one check of the parity ladder, by the rules of qn_deploy/verify/judge.py. */
+/** What was found, the limit, and whether it passed: one check of the parity ladder, by the rules of qn_deploy/verification/judge.py. */
 public final class Verdict {
     /** How closely outputs have to agree. */
     public enum Rule {
@@ -30,14 +30,15 @@ public final class Verdict {
     }
 
     /** Rung 3: a runtime's outputs against the integer reference, or against the simulated program if activations are not static. */
-    public static Verdict ofRuntime(Model model, String exporter, List<TensorData> outputs) throws BadFileException {
-        List<TensorData> reference = model.golden((model.manifest.isStatic ? "reference/" : "simulated/") + exporter);
-        return ofOutputs(model.manifest, outputs, reference, model.manifest.isExact ? Rule.IDENTICAL : Rule.SIMILAR);
+    public static Verdict ofRuntime(Model model, String file, List<TensorData> outputs) throws BadFileException {
+        Manifest.Entry entry = model.manifest.files.get(file);
+        List<TensorData> reference = model.golden((entry.isStatic ? "reference/" : "simulated/") + entry.exporter);
+        return ofOutputs(model, file, outputs, reference, entry.isExact ? Rule.IDENTICAL : Rule.SIMILAR);
     }
 
-    /** Rung 4: two runtimes with each other, for static activations; dynamic ones are two programs by design. */
-    public static Verdict ofTwins(Model model, List<TensorData> one, List<TensorData> other) {
-        return ofOutputs(model.manifest, one, other, Rule.WITHIN_A_STEP);
+    /** Rung 4: two runtimes with each other, for static activations; dynamic ones are two programs by design. `file` is that of the first. */
+    public static Verdict ofTwins(Model model, String file, List<TensorData> one, List<TensorData> other) {
+        return ofOutputs(model, file, one, other, Rule.WITHIN_A_STEP);
     }
 
     /** A run that ended in an error. */
@@ -46,15 +47,17 @@ public final class Verdict {
         return new Verdict(false, error.getClass().getSimpleName() + message, "runs");
     }
 
-    private static Verdict ofOutputs(Manifest manifest, List<TensorData> found, List<TensorData> expected, Rule rule) {
+    private static Verdict ofOutputs(Model model, String file, List<TensorData> found, List<TensorData> expected, Rule rule) {
         if (!found.toString().equals(expected.toString())) { // types and shapes
             return new Verdict(false, found.toString(), expected.toString());
         }
+        Manifest manifest = model.manifest;
+        List<Double> steps = manifest.files.get(file).steps;
         boolean passed = true;
         StringBuilder said = new StringBuilder();
         String limit = "";
         for (int i = 0; i < found.size(); i++) {
-            Verdict verdict = ofTensors(found.get(i), expected.get(i), manifest.steps.get(i), rule);
+            Verdict verdict = ofTensors(found.get(i), expected.get(i), steps.get(i), rule);
             passed &= verdict.passed;
             said.append(i == 0 ? "" : "; ").append(verdict.found).append(found.size() > 1 ? " [" + manifest.outputs.get(i) + "]" : "");
             limit = verdict.limit;
