@@ -122,7 +122,7 @@ def _place(runners: dict[str, Runner]) -> Path:
     digest = sha256(f"{_LAYOUT} {sorted(CPUS.items())}".encode())
     for name, runner in sorted(runners.items()):
         digest.update(f"{name} {runner.package} {runner.wheels[runner.version]}".encode())
-        for path in sorted(runner.sources.iterdir()):
+        for path in sorted(path for folder in runner.sources for path in folder.iterdir()):
             if path.suffix in (".cpp", ".h"):
                 digest.update(sha256(path.read_bytes()).digest())
     return cache_folder() / f"aarch64-{digest.hexdigest()[:16]}"
