@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from qn_deploy import compress, load, save
+from qn_deploy import calibrate, capture, compress, load, save
 from qn_deploy.demo import RECIPE as DIGITS
 from qn_deploy.demo import DigitsNet
 from qn_deploy.errors import ToolchainError
@@ -237,10 +237,10 @@ def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
 def _export(fixture: Fixture, folder: Path) -> None:
     torch.manual_seed(0)
     inputs = (fixture.inputs(8),)
-    calibration = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations.is_static else []
-    small = compress.compress(fixture.make().eval(), fixture.recipe, inputs)
+    batches = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations.is_static else []
     shapes = ({0: torch.export.Dim("batch", min=1, max=32)},)
-    save(small, folder / "model.pt", example_inputs=inputs, dynamic_shapes=shapes, calibration=calibration)
+    small = compress(capture(fixture.make().eval(), inputs, dynamic_shapes=shapes), fixture.recipe)
+    save(calibrate(small, batches) if batches else small, folder / "model.pt")
     lanes = tuple(lane for lane in LANES if not missing(lane))
     export(load(folder / "model.pt"), folder, ExportConfig(activations=fixture.activations.value, only=lanes))
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
-import shlex
-import shutil
-import subprocess
-import tempfile
-from hashlib import sha256
 from pathlib import Path
 
 from qn_deploy.errors import ToolchainError
+
+from ..compiler import compile_once, find_compiler, run_compiler
 
 LIBRARY = "libqn_xnnpack_backend.so"
 _NATIVE = Path(__file__).parent / "native"
@@ -43,13 +38,7 @@ def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None 
         str(_SOURCE),
         *(f"-L{package / 'lib'}", "-lexecutorch", f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
     ]
-    version = _run([*compiler, "--version"])
-    sources = [path.read_bytes() for path in (_SOURCE, *sorted(_NATIVE.glob("*.h")))]
-    parts = (version.encode(), *map(str.encode, command), (package / "version.py").read_bytes(), *sources)
-    library = _cache_folder() / sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()[:24] / LIBRARY
-    if not library.exists():
-        _compile(command, library)
-    return library
+    return compile_once(command, LIBRARY, (_SOURCE, *sorted(_NATIVE.glob("*.h"))), (package / "version.py").read_bytes())
 
 
 def package_flags(package: Path) -> tuple[str, ...]:
@@ -57,24 +46,6 @@ def package_flags(package: Path) -> tuple[str, ...]:
     include = package / "include"
     macros = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
     return ("-std=c++17", *macros, "-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"))
-
-
-def find_compiler() -> tuple[str, ...]:
-    """The C++ compiler's command: $CXX, else the first of c++, g++ and clang++ on PATH.
-
-    Raises:
-        ToolchainError: none of them exists.
-    """
-    chosen = tuple(shlex.split(os.environ.get("CXX", "")))
-    if chosen and not shutil.which(chosen[0]):
-        raise ToolchainError(f"CXX names the compiler {chosen[0]!r}, which is not on PATH; set CXX to a C++17 compiler or unset it")
-    for candidate in (chosen, ("c++",), ("g++",), ("clang++",)):
-        if candidate and shutil.which(candidate[0]):
-            return candidate
-    raise ToolchainError(
-        "no C++ compiler found (looked for c++, g++, clang++): running a .pte with tables compiles a small backend once. "
-        "Install one (Debian, Ubuntu: apt-get install g++) or set CXX"
-    )
 
 
 def find_package() -> Path:
@@ -97,33 +68,5 @@ def find_zlib(compiler: tuple[str, ...]) -> str:
     Raises:
         ToolchainError: the compiler does not run.
     """
-    missing = {name for name in ("libz.so", "libz.so.1") if _run([*compiler, f"-print-file-name={name}"]).strip() == name}
+    missing = {name for name in ("libz.so", "libz.so.1") if run_compiler([*compiler, f"-print-file-name={name}"]).strip() == name}
     return "-l:libz.so.1" if missing == {"libz.so"} else "-lz"
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qn-deploy"
-
-
-def _compile(command: list[str], library: Path) -> None:
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            fresh = Path(folder) / LIBRARY
-            _run([*command, "-o", str(fresh)])
-            os.replace(fresh, library)  # atomic: whoever builds at the same time wins or loses with the same file
-    except OSError as error:
-        raise ToolchainError(f"can't write the compiled backend to {library}: {error}; set XDG_CACHE_HOME to a folder you own") from None
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    except OSError as error:
-        raise ToolchainError(f"can't run the compiler {command[0]!r}: {error}; set CXX to a C++17 compiler") from None
-    if done.returncode:
-        if re.search(r"-lz\b|library '?z\b", done.stderr):
-            raise ToolchainError("the linker does not find zlib (-lz); install it (Debian, Ubuntu: apt-get install zlib1g)")
-        last = "\n".join(done.stderr.strip().splitlines()[-15:])
-        raise ToolchainError(f"compiling the ExecuTorch backend failed ({shlex.join(command)}):\n{last}")
-    return done.stdout

@@ -36,6 +36,6 @@ RUNNER = Runner(
     program="qn_runner",
     package="executorch",
     wheels={"1.5.1": "8ee02348a3ea80ddf770822911ebf78da616b73afce0fbaaa79f23311c88c66a"},
-    sources=_NATIVE,
+    sources=(_NATIVE,),
     build=_build,
 )

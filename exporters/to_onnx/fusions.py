@@ -17,9 +17,10 @@ from onnx import numpy_helper
 
 from qn_deploy.exporting.exporter import NO_PARTS
 
-from .read import session_options
-
-SCALE = "/scale"  # as passes.insert_tables names the scale of each layer, which the fused operator goes on reading
+from .functions import DOMAIN, inlined
+from .library import LIBRARY, build_library
+from .names import SCALE
+from .read import operators, session_options
 
 # What each operator of the file becomes. MatMulIntegerToFloat is the int8 product without a quantized output.
 _FUSED = {
@@ -57,8 +58,7 @@ def check_fusions(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> Finding
         data: a file of this exporter.
         parts: its external data.
     """
-    model = onnx.load_model_from_string(data)
-    graph = _Graph(model.graph)
+    graph = _Graph(inlined(onnx.load_model_from_string(data)).graph)
     layers = list(_layers(graph))
     fused = _operators_by_scale(_optimized(data, parts)) if layers else Counter()
     lost, floats = [], []
@@ -72,6 +72,8 @@ def check_fusions(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> Finding
             lost.append(f"{layer.name} stayed {layer.node.op_type} instead of {' or '.join(kinds)}: {_cause(graph, layer)}")
         else:
             fused[layer.name, found] -= 1  # a layer that is called twice has to be fused twice
+    if (kept := operators(data)) and (running := _kept(data, parts)) != kept:
+        lost.append(f"{kept - running} of {kept} layers do not run on {LIBRARY}, though it is registered")
     return Findings(tuple(lost), tuple(floats))
 
 
@@ -108,10 +110,17 @@ def _layers(graph: _Graph) -> Iterator[_Layer]:
             yield from (_Layer(name, entry, None) for entry in casts if entry.op_type == "MatMulInteger")
 
 
-def _optimized(data: bytes, parts: Mapping[str, bytes]) -> onnx.ModelProto:
-    """The graph that onnxruntime really runs on this machine."""
+def _kept(data: bytes, parts: Mapping[str, bytes]) -> int:
+    """The layers that run on our library."""
+    return sum(node.domain == DOMAIN for node in _optimized(data, parts, build_library()).graph.node)
+
+
+def _optimized(data: bytes, parts: Mapping[str, bytes], library: Path | None = None) -> onnx.ModelProto:
+    """The graph that onnxruntime really runs on this machine, as it comes or with our library."""
     with tempfile.TemporaryDirectory(prefix="qn-deploy-") as folder:
         options = session_options(parts=parts)
+        if library is not None:
+            options.register_custom_ops_library(str(library))
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         # The weights are not read back, and would not fit into a file of protobuf over 2 GB.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")

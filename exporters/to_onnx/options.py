@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,7 @@ class OnnxOptions:
     Attributes:
         shell: also write the graph and its constants as two files, which take less memory to load.
         allow_unfused: a layer that the runtime does not fuse is a remark, not an error.
+        memory: which tables stay tables in memory once our library of operators is registered; without it all are expanded at load.
     """
 
     shell: bool = field(
@@ -21,4 +23,11 @@ class OnnxOptions:
     allow_unfused: bool = field(
         default=False,
         metadata={"flag": "--allow-unfused", "help": "write the file even if onnxruntime would run a layer in float."},
+    )
+    memory: Literal["expanded", "compressed", "auto"] = field(
+        default="expanded",
+        metadata={
+            "flag": "--memory",
+            "help": "tables in memory, where libqn_onnx_ops.so is registered: int8, as they are, or as they are where it is fast.",
+        },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
@@ -17,17 +18,21 @@ from qn_deploy.errors import ExportError
 from qn_deploy.exporting.exporter import NO_PARTS, TooLargeError
 from qn_deploy.program.program import Batch
 
+from .functions import DOMAIN, inlined
 from .large import LIMIT, load_whole
-
-DECODED_SUFFIX = "/int8"  # as passes.insert_tables names each weight
+from .library import build_library
+from .names import DECODED
 
 
 def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS) -> tuple[Batch, ...]:
-    """Runs a model on onnxruntime's CPU provider.
+    """Runs a model on onnxruntime's CPU provider; tables that should stay in memory do, unless the graph is to run as it is written.
 
     x86 processors without VNNI saturate sums of u8 * s8 pairs; `x64quantprecision` makes them exact, as on ARM.
     """
-    session = onnxruntime.InferenceSession(data, session_options(optimized, parts), providers=["CPUExecutionProvider"])
+    options = session_options(optimized, parts)
+    if optimized and operators(data):
+        options.register_custom_ops_library(str(build_library()))
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     results = []
     for batch in batches:
@@ -50,9 +55,14 @@ def session_options(optimized: bool = True, parts: Mapping[str, bytes] = NO_PART
     return options
 
 
+def operators(data: bytes) -> int:
+    """How many nodes of a file run on our library where it is registered."""
+    return sum(node.domain == DOMAIN for node in onnx.load_model_from_string(data).graph.node)
+
+
 def weight_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
     """The sha256 of each constant: a table's int8 values, row-major, and every other constant as it is stored."""
-    model = load_whole(data, parts)
+    model = inlined(load_whole(data, parts))
     constants = [numpy_helper.to_array(entry) for entry in model.graph.initializer] + [table.values for table in _tables(model)]
     return {hashlib.sha256(values.tobytes()).hexdigest() for values in constants}
 
@@ -73,7 +83,7 @@ def dense(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
 
 def expanded(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> onnx.ModelProto:
     """The same model with each table expanded to a plain int8 initializer, in the order in which the layer reads it."""
-    model = load_whole(data, parts)
+    model = inlined(load_whole(data, parts))
     graph = model.graph
     renamed: dict[str, str] = {}
     for table in _tables(model):
@@ -110,7 +120,7 @@ def _tables(model: onnx.ModelProto) -> list[_Table]:
     makers = {name: node for node in model.graph.node for name in node.output}
     found = []
     for name, last in makers.items():
-        if name.endswith(DECODED_SUFFIX) and not last.input[0].endswith(DECODED_SUFFIX):  # else a copy for another reader of it
+        if name.endswith(DECODED) and not last.input[0].endswith(DECODED):  # else a copy for another reader of it
             nodes: list[onnx.NodeProto] = []
             found.append(_Table(name, nodes, _evaluate(name, constants, makers, nodes)))
     return found
@@ -132,5 +142,9 @@ _OPERATORS: dict[str, Callable[..., np.ndarray]] = {
     "Add": np.add,
     "Clip": np.clip,
     "Gather": lambda data, indices: data[indices],
-    "Reshape": np.reshape,
+    "Reshape": lambda values, shape: values.reshape([size or values.shape[axis] for axis, size in enumerate(shape.tolist())]),
+    "Constant": lambda value: numpy_helper.to_array(value),
+    "Flatten": lambda values, axis: values.reshape(prod(values.shape[:axis]), -1),
+    "Slice": lambda values, begin, end: values[tuple(map(slice, begin.tolist(), end.tolist()))],
+    "Transpose": lambda values, perm: values.transpose(perm),
 }

@@ -1,4 +1,4 @@
-"""The program that runs .onnx files on devices: a small C++ one over the library in onnxruntime's arm64 wheel."""
+"""The program that runs .onnx files on devices: a small C++ one over the library in onnxruntime's arm64 wheel, with our operators in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from qn_deploy.exporting.runner import Runner, compile_for_device
 
+from ..kernels.build import FLAGS, FOLDER, SOURCES
+
 _NATIVE = Path(__file__).parent / "native"
 _LIBRARY = "libonnxruntime.so.1"
 
@@ -14,8 +16,8 @@ _LIBRARY = "libonnxruntime.so.1"
 def _build(compiler: tuple[str, ...], wheel: Path, bundle: Path) -> None:
     (library,) = (wheel / "onnxruntime/capi").glob(f"{_LIBRARY}.*")
     shutil.copy(library, bundle / "lib" / _LIBRARY)
-    source, program = _NATIVE / "qn_onnx_runner.cpp", bundle / "bin" / RUNNER.program
-    compile_for_device((*compiler, "-std=c++17", "-O2", str(source), "-o", str(program), f"-L{bundle / 'lib'}", f"-l:{_LIBRARY}"))
+    sources, program = (_NATIVE / "qn_onnx_runner.cpp", _NATIVE / "qn_onnx_ops.cpp", *SOURCES), bundle / "bin" / RUNNER.program
+    compile_for_device((*compiler, *FLAGS, *map(str, sources), "-o", str(program), f"-L{bundle / 'lib'}", f"-l:{_LIBRARY}"))
 
 
 RUNNER = Runner(
@@ -25,7 +27,7 @@ RUNNER = Runner(
         "1.23.2": "bbfd2fca76c855317568c1b36a885ddea2272c13cb0e395002c402f2360429a6",  # the last for Python 3.10
         "1.31.1": "da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3",
     },
-    sources=_NATIVE,
+    sources=(_NATIVE, FOLDER),
     build=_build,
     options=("--config", "mlas.disable_kleidiai=1"),
     plain=("--plain",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import onnx
 import onnx_ir as ir
@@ -11,7 +12,8 @@ from onnx_ir.passes import common
 
 from qn_deploy.errors import ExportError
 from qn_deploy.exporting.exporter import Written
-from qn_deploy.graph.operators import LAYERS
+from qn_deploy.graph.operators import INT8_LAYERS
+from qn_deploy.lowering.insert import INT8_SUFFIX
 from qn_deploy.lowering.lower import Activations, Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
@@ -19,8 +21,10 @@ from qn_deploy.targets import Target
 from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 from . import linears, passes, shell, transposed
+from .compressed import bytes_in_memory, fits, keep_tables, pays
 from .fusions import check_fusions
 from .large import externalize
+from .library import LIBRARY
 from .metadata import describe, facts
 from .options import OnnxOptions
 from .tables import has_uint4
@@ -30,7 +34,7 @@ OPSET_OF_UINT4 = 21
 
 
 def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxOptions, target: Target) -> Written:
-    """Writes a program with standard ONNX operators only.
+    """Writes a program with standard ONNX operators only; a layer that keeps its table is a function of them.
 
     Static activations are quantize/dequantize pairs around each operator, dynamic ones DynamicQuantizeLinear before each linear.
 
@@ -61,6 +65,8 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
     model.graph.name = "qn_deploy"
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # onnx-ir repeats the shape of each initializer there
+    tables = _tables_to_keep(lowered, options)
+    kept = {name: tables[name] for name in keep_tables(proto, tables)}
     describe(proto, program, simulated)
     parts = externalize(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
@@ -69,12 +75,29 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
     return Written(
         data=data,
         lowered=simulated,
-        notes=_fusions(data, parts, options),
+        notes=(*_fusions(data, parts, options), *_memory(kept, options)),
         companions=shell.split(data, simulated.weights, parts) if options.shell else {},
         facts=facts(proto, simulated, target),
         parts=parts,
         folded=_folded(program, lowered, proto),
     )
+
+
+def _tables_to_keep(lowered: Lowered, options: OnnxOptions) -> dict[str, PQWeight]:
+    """The tables that should stay tables in memory, by the name of the parameter."""
+    chosen = {"expanded": lambda table: False, "compressed": fits, "auto": pays}[options.memory]
+    tables = {name.removesuffix(INT8_SUFFIX): weight for name, weight in lowered.weights.items() if isinstance(weight, PQWeight)}
+    return {name: table for name, table in tables.items() if chosen(table)}
+
+
+def _memory(kept: Mapping[str, PQWeight], options: OnnxOptions) -> tuple[str, ...]:
+    if options.memory == "expanded":
+        return ()
+    if not kept:
+        return ("no layer keeps its table in memory: none has the form that the kernels take",)
+    small, large = sum(map(bytes_in_memory, kept.values())), sum(prod(table.shape) for table in kept.values())
+    layers = f"{len(kept)} layers keep their tables" if len(kept) > 1 else "1 layer keeps its table"
+    return (f"{layers} in memory where {LIBRARY} is registered: {small:,} bytes instead of {large:,}",)
 
 
 def _folded(program: Program, lowered: Lowered, model: onnx.ModelProto) -> tuple[str, ...]:
@@ -115,7 +138,7 @@ def _fusions(data: bytes, parts: Mapping[str, bytes], options: OnnxOptions) -> t
 def _float_readers(lowered: Lowered, activations: Activations) -> dict[str, CompressedWeight]:
     """The weights beside float activations: those of recurrent layers, and all of them if no activation is quantized."""
     names = lowered.exported.graph_signature.inputs_to_buffers
-    layers = [node for node in lowered.exported.graph.nodes if node.target in LAYERS and activations is not Activations.NONE]
+    layers = [node for node in lowered.exported.graph.nodes if node.target in INT8_LAYERS and activations is not Activations.NONE]
     int8 = {names.get(source.name) for node in layers for source in node.args[1].args[:1]}
     return {name: weight for name, weight in lowered.weights.items() if name not in int8}
 

@@ -63,9 +63,9 @@ def command(
     program = load(model)
     if data is not None:
         from qn_deploy.compression.calibrate import calibrate
-        from qn_deploy.program.calibration import load_calibration
+        from qn_deploy.program.batches import read_batches
 
-        batches = load_calibration(data, program)
+        batches = read_batches(data, program)
         progress(f"calibrating with {data}")
         program = calibrate(program, batches)
     build = export(program, out, ExportConfig(target, activations, centroid_range, only, chosen_options(context)), progress)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from qn_deploy.compression.batches import in_order
 from qn_deploy.compression.ranges import Ranges
+from qn_deploy.configs import to_dict
 from qn_deploy.graph.walk import Walk
+from qn_deploy.program.batches import as_batches
 from qn_deploy.program.program import Program
 
 
@@ -24,7 +25,7 @@ def calibrate(program: Program, batches: Iterable[Any]) -> Program:
     Raises:
         InputError: there are no batches, or one does not fit; the message says which.
     """
-    given = in_order(program, batches)
+    given = as_batches(program, batches)
     ranges = Ranges(len(given))
     walk = Walk(program.exported, given, see=ranges.see)
     [last] = program.exported.graph.find_nodes(op="output")
@@ -44,4 +45,4 @@ def recalibrated(program: Program, batches: Iterable[Any], count: int, stage: st
     """
     few = list(islice(batches, count))
     ranges = calibrate(program, few).ranges if few else {}
-    return replace(program, ranges=ranges, provenance=(*program.provenance, {"stage": stage, "config": asdict(config)}))
+    return replace(program, ranges=ranges, provenance=(*program.provenance, {"stage": stage, "config": to_dict(config)}))

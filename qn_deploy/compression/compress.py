@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from qn_deploy.compression.batches import in_order
 from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_feedback, table_with_feedback
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
 from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.compression.targets import Target, targets
+from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.sites import operator_name
 from qn_deploy.graph.walk import Walk
+from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
@@ -74,7 +75,7 @@ def compress(
         for target in found:
             work.code(target)
     else:
-        ranges = _one_pass(program, found, in_order(program, batches), work)
+        ranges = _one_pass(program, found, as_batches(program, batches), work)
     return replace(
         program,
         exported=with_constants(program.exported, work.values),
@@ -82,7 +83,7 @@ def compress(
         ranges=ranges,
         recipe=recipe,
         left={**program.left, **left},
-        provenance=(*program.provenance, {"stage": "compress", "config": asdict(config)}),
+        provenance=(*program.provenance, {"stage": "compress", "config": to_dict(config)}),
     )
 
 
@@ -124,8 +125,12 @@ def float_program(model: Program | nn.Module, batches: Iterable[Any]) -> Program
         return model
     first = next(iter(batches), None)
     if first is None:
-        raise InputError("a module is captured with its first batch, and there is none; give batches, or a Program of qn_deploy.capture")
-    return capture(model, kwargs=first) if isinstance(first, dict) else capture(model, tuple(first))
+        raise InputError("there are no batches, and a module is captured with the first; give some, or a Program of qn_deploy.capture")
+    if isinstance(first, Mapping):
+        return capture(model, kwargs=first)
+    if not isinstance(first, tuple | list):
+        raise InputError(NO_TUPLE.format(type(first).__name__))
+    return capture(model, tuple(first))
 
 
 def _one_pass(program: Program, found: list[Target], batches: list[Batch], work: _Work) -> dict[str, tuple[float, float]]:

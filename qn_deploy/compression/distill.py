@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -11,13 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.fx.graph import CodeGen
 
-from qn_deploy.compression.batches import ordered
 from qn_deploy.compression.student import clamp_tables
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.sites import weights
+from qn_deploy.program.batches import as_batch
 from qn_deploy.program.program import Batch, Program
 
 Loss = Callable[[Any, Any], Tensor]
@@ -102,21 +100,6 @@ class Lesson:
         return loss
 
 
-def with_hidden(graph_module: GraphModule, layers: Sequence[str]) -> GraphModule:
-    """The graph, returning the outputs of layers too, after its own.
-
-    Args:
-        graph_module: it is changed.
-        layers: names of the nodes that compute them.
-    """
-    nodes = {node.name: node for node in graph_module.graph.nodes}
-    output = next(node for node in graph_module.graph.nodes if node.op == "output")
-    output.args = ((*output.args[0], *(nodes[name] for name in layers)),)
-    graph_module.graph.set_codegen(CodeGen())
-    graph_module.recompile()
-    return graph_module
-
-
 def layers_like(program: Program, globs: tuple[str, ...]) -> tuple[str, ...]:
     """Nodes of the layers that a glob matches, in the graph's order; a layer is named as its weight is, without ".weight".
 
@@ -141,7 +124,7 @@ def endless(program: Program, batches: Iterable[Any]) -> Iterator[Batch]:
         empty = True
         for index, batch in enumerate(batches):
             empty = False
-            yield ordered(program, index, batch)
+            yield as_batch(program, batch, f"batch {index}")
     raise InputError("there are no batches to fine-tune with, or no more: give a list or a DataLoader, not a generator")
 
 

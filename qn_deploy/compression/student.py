@@ -8,7 +8,7 @@ With int8 in the loop, the weight that the forward pass sees is bit for bit the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,17 +19,22 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from qn_deploy.compression.parametrizations import IntegerWeight, TableWeight, on_grid
 from qn_deploy.errors import CompressionError
-from qn_deploy.graph.lifted import with_constants
+from qn_deploy.graph import sites
+from qn_deploy.graph.lifted import unlifted, with_constants
 from qn_deploy.program.program import Program
 from qn_deploy.weights.compressed import INT8_MAX, CompressedWeight, IntWeight, PQWeight
 
 _SMALLEST_SCALE = 1e-20  # a fine-tuned scale never falls below: runtimes take positive scales only
 
 
-def student_of(program: Program) -> GraphModule:
-    """The program as a module of its own, which takes its inputs and returns a tuple; all float parameters want gradients."""
-    student = copy.deepcopy(program.exported.module(check_guards=False))
-    assert isinstance(student, GraphModule)
+def student_of(program: Program, hidden: Sequence[str] = ()) -> GraphModule:
+    """The program as a module of its own, which takes its inputs and returns a tuple; all float parameters want gradients.
+
+    Args:
+        program: not changed.
+        hidden: names of nodes whose values are returned too, after the outputs.
+    """
+    student = copy.deepcopy(unlifted(program.exported, hidden))
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     for name, weight in program.weights.items():
@@ -43,7 +48,8 @@ def learnt(program: Program, student: nn.Module) -> Program:
     Raises:
         CompressionError: a weight is no longer finite; the message names it.
     """
-    weights = compressed_weights(student)
+    carried = compressed_weights(student)
+    weights = {weight.name: carried[weight.name] for weight in sites.weights(program.exported) if weight.name in carried}
     plain = {name: parameter.detach().clone() for name, parameter in student.named_parameters() if name in program.exported.state_dict}
     values = plain | {name: weight.dequantize() for name, weight in weights.items()}
     return replace(program, exported=with_constants(program.exported, values), weights=weights)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy.compression.calibrate import recalibrated
-from qn_deploy.compression.distill import Lesson, Loss, distance, endless, layers_like, with_hidden
+from qn_deploy.compression.distill import Lesson, Loss, distance, endless, layers_like
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.resume import RunFile, fingerprint
 from qn_deploy.compression.student import learnt, student_of, tables
@@ -110,7 +110,7 @@ def tune(
     first = next(stream)
     stream = chain([first], stream)
     hints = layers_like(teacher, config.hints)
-    student, guide = (with_hidden(student_of(each), hints) for each in (program, teacher))
+    student, guide = (student_of(each, hints) for each in (program, teacher))
     optimizer = torch.optim.Adam(_learning_rates(student, config))
     lesson = Lesson(student, guide, optimizer, loss or distance, len(hints), config.hint_weight, config.clip, config.bfloat16)
 

@@ -16,7 +16,7 @@ from qn_deploy.exporting.config import ExportConfig, options_for
 from qn_deploy.exporting.describe import describe_inputs, describe_outputs, describe_weights, float_bytes, output_steps, theoretical_bytes
 from qn_deploy.exporting.exporter import Exporter, Written, find_exporters
 from qn_deploy.exporting.golden import Vectors
-from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, BesideEntry, FileEntry, Manifest
+from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, BesideEntry, FileEntry, Manifest, read_manifest
 from qn_deploy.files import make_folder, write_atomic
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations, Form, Lowered, choose_activations, lower
@@ -24,7 +24,7 @@ from qn_deploy.lowering.narrow import narrow
 from qn_deploy.program.program import Program
 from qn_deploy.targets import DEFAULT_TARGET, TARGETS, Target
 
-_VERSIONED = ("qn-deploy", "torch", "torchao", "executorch", "onnx", "onnxruntime")
+_VERSIONED = ("qn-deploy", "torch", "executorch", "onnx", "onnxruntime")
 _DEFAULT = ExportConfig()
 
 
@@ -73,13 +73,10 @@ def export(
         left=program.left,
     )
     progress(f"saving to {folder}")
-    make_folder(folder)
+    files = {GOLDEN: golden}
     for name, exporter in chosen.items():
-        write_atomic(folder / exporter.filename, written[name].data)
-        for beside, data in {**written[name].companions, **written[name].parts}.items():
-            write_atomic(folder / beside, data)
-    write_atomic(folder / GOLDEN, golden)
-    write_atomic(folder / MANIFEST, manifest.to_json().encode())
+        files |= {exporter.filename: written[name].data, **written[name].companions, **written[name].parts}
+    _save(folder, files, manifest)
     return Build(folder, manifest)
 
 
@@ -107,6 +104,20 @@ def write_file(
     options = exporter.options() if options is None else options
     form = form or partial(lower, program)
     return exporter.write(program, tuple(form(wanted) for wanted in exporter.forms(activations, options)), options, target)
+
+
+def _save(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Writes a build, its manifest last, and removes what only the build before it had; what is none of a build's files stays."""
+    make_folder(folder)
+    try:
+        before = read_manifest(folder).file_names
+    except InputError:
+        before = set()
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    write_atomic(folder / MANIFEST, manifest.to_json().encode())
+    for name in before - files.keys():
+        (folder / name).unlink(missing_ok=True)
 
 
 def _chosen(config: ExportConfig) -> dict[str, Exporter]:

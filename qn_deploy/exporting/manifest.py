@@ -128,6 +128,12 @@ class Manifest:
     recipe: dict[str, Any] | None = None
     left: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def file_names(self) -> set[str]:
+        """The names of all files of the build but the manifest itself."""
+        beside = {name for entry in self.files.values() for name in (*entry.companions, *entry.parts)}
+        return {GOLDEN, *self.files, *beside}
+
     def to_json(self) -> str:
         """The text of manifest.json; keys sorted, so that the same build gives the same bytes."""
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, sort_keys=True) + "\n"
@@ -195,6 +201,8 @@ def _checked(manifest: Manifest) -> Manifest:
     for scheme in (manifest.activations, *(entry.activations for entry in manifest.files.values())):
         if scheme not in ("static", "static-qnnpack", "dynamic", "none"):
             raise ValueError(f"activations {scheme!r}")
+    if strange := [name for name in manifest.file_names if Path(name).name != name or name in ("", "..")]:
+        raise ValueError(f"a file called {strange[0]!r}")
     for name, entry in manifest.files.items():
         if len(entry.steps) != len(manifest.outputs):
             raise ValueError(f"{len(entry.steps)} steps of {name} for {len(manifest.outputs)} outputs")

@@ -26,7 +26,7 @@ class Runner:
         program: its file name in the bundle's bin folder.
         package: the distribution whose wheel holds the runtime.
         wheels: sha256 of the aarch64 wheel for CPython 3.11 by version.
-        sources: folder of the sources that `build` compiles.
+        sources: folders of the sources that `build` compiles.
         build: (compiler, unpacked wheel, bundle folder): puts the program into bin and libraries into lib.
         options: what the program is given always.
         plain: the option that turns rewriting of the graph off; empty if there is none.
@@ -35,7 +35,7 @@ class Runner:
     program: str
     package: str
     wheels: dict[str, str]
-    sources: Path
+    sources: tuple[Path, ...]
     build: Callable[[tuple[str, ...], Path, Path], None]
     options: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()

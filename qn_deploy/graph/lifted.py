@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
 
 
 class Constant(NamedTuple):
@@ -28,6 +29,24 @@ def constants(exported: ExportedProgram) -> dict[Node, Constant]:
         for node in exported.graph.nodes
         if node.op == "placeholder" and (name := names.get(node.name)) is not None
     }
+
+
+def unlifted(exported: ExportedProgram, hidden: Sequence[str] = ()) -> GraphModule:
+    """The graph as a module that holds its constants, takes the inputs and returns a tuple; names of computed nodes stay.
+
+    Unlike `exported.module()` it does not refuse inputs of other sizes than exported files are planned for: a batch of any size runs where
+    the graph can compute it.
+
+    Args:
+        exported: not changed; the module shares its tensors.
+        hidden: names of nodes whose values are returned too, after the outputs.
+    """
+    held = exported.module(check_guards=False)
+    assert isinstance(held, GraphModule)
+    nodes = {node.name: node for node in held.graph.nodes}
+    nodes["output"].args = ((*nodes["output"].args[0], *(nodes[name] for name in hidden)),)
+    held.graph.set_codegen(CodeGen())
+    return GraphModule(held, held.graph)  # without the hooks of `held`, which check the sizes
 
 
 def like(old: Tensor, value: Tensor) -> Tensor:

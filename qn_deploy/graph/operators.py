@@ -130,6 +130,7 @@ LINEAR = of_kind(Kind.LINEAR)
 CONVOLUTIONS = of_kind(Kind.CONVOLUTION)
 TRANSPOSED = of_kind(Kind.TRANSPOSED)
 LAYERS = LINEAR | CONVOLUTIONS | TRANSPOSED
+INT8_LAYERS = frozenset(target for target in LAYERS if OPERATORS[target].int8)  # what both runtimes compute with int8 weights
 CLAMPS = of_kind(Kind.CLAMP)
 CURVES = of_kind(Kind.CLAMP, Kind.ACTIVATION)  # functions of one value
 PAIRS = of_kind(Kind.ADDITION, Kind.PRODUCT)

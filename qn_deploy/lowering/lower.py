@@ -1,10 +1,11 @@
 """Lowering: the float graph of a Program becomes a graph that computes with the compressed int8 weights.
 
 One pass a concern, in this order:
-    1. static only (`static.py`): each value that runtimes compute in int8 is quantized by its range, and the scales of additions, products
+    1. operators get the form that both runtimes take (`rewrite.py`)
+    2. static only (`static.py`): each value that runtimes compute in int8 is quantized by its range, and the scales of additions, products
        and activations are settled so that all runtimes compute alike
-    2. each compressed weight becomes `dequantize_per_channel(int8 buffer, scale)`, an embedding a lookup in codes, then in centroids
-    3. dynamic only: the input of each int8 linear is quantized by its own range at run time
+    3. each compressed weight becomes `dequantize_per_channel(int8 buffer, scale)`, an embedding a lookup in codes, then in centroids
+    4. dynamic only: the input of each int8 linear is quantized by its own range at run time
 
 The result is plain torch: run by torch it *is* the simulated program that every runtime is compared with.
 """
@@ -24,6 +25,8 @@ from torch.fx import GraphModule, Node
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
 from qn_deploy.lowering.insert import insert_weights
+from qn_deploy.lowering.ranges import with_ranges
+from qn_deploy.lowering.rewrite import rewrite
 from qn_deploy.lowering.settle import is_quantized
 from qn_deploy.lowering.static import quantize_activations, snap_biases
 from qn_deploy.program.program import Batch, Program
@@ -120,11 +123,12 @@ def lower(program: Program, form: Form) -> Lowered:
         ExportError: a weight has a scale for each row, and QNNPACK's activations are asked for.
     """
     activations = form.activations
-    graph_module: GraphModule = program.exported.module(check_guards=False)  # a copy: the program is not touched
+    graph_module, ranges = with_ranges(program)  # a copy: the program is not touched
     if activations is Activations.QNNPACK:
         _check_scales(program)
+    rewrite(graph_module)
     if activations.is_static:
-        quantize_activations(graph_module, program)
+        quantize_activations(graph_module, program.weights, ranges)
     forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
     per_tensor = activations is Activations.QNNPACK
     weights = insert_weights(graph_module, forms, lambda layer: not form.baked or _takes_int8(layer, activations), per_tensor)

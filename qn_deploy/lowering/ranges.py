@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import isfinite
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import InputError
 from qn_deploy.graph.operators import Kind, kind_of
-from qn_deploy.program.program import Range
+from qn_deploy.program.program import Program, Range
 
 STEPS = 255  # from -128 to 127
 LEAST = 2.0**-60  # a scale: two of them multiplied are a normal float32 still, which all kernels ask for
@@ -27,30 +27,35 @@ def union(one: Range, other: Range) -> Range:
     return min(one[0], other[0]), max(one[1], other[1])
 
 
+def with_ranges(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
+    """The program's graph as a module of its own, and the ranges of its values; torch renames nodes on the way there."""
+    graph_module = program.exported.module(check_guards=False)
+    inputs, nodes = set(program.inputs), program.exported.graph.nodes
+    before = [node for node in nodes if node.op == "call_function" or node.name in inputs]
+    after = [node for node in graph_module.graph.nodes if node.op in ("call_function", "placeholder")]
+    known = {new: program.ranges[old.name] for old, new in zip(before, after, strict=True) if old.name in program.ranges}
+    return graph_module, known
+
+
 class Ranges:
     """The ranges of a graph's values.
 
     A value that an operator only moves has the range of another: `share` says so.
     """
 
-    def __init__(self, known: Mapping[str, Range], nodes: Iterable[Node]) -> None:
-        self._known: dict[Node, Range] = {}
-        for node in nodes:
-            # A copy of a graph gives another name to an input that is called as a builtin is, "input"; its target stays.
-            name = str(node.target) if node.op == "placeholder" else node.name
-            if name in known:
-                self._known[node] = known[name]
-            elif kind_of(node) is Kind.SHAPE and isinstance(source := node.args[0], Node) and source in self._known:
-                self._known[node] = self._known[source]  # what only moves values is not calibrated
+    def __init__(self, known: Mapping[Node, Range]) -> None:
+        self._known = known
         self._roots: dict[Node, Node] = {}
         self._unions: dict[Node, Range] = {}
 
     def __getitem__(self, node: Node) -> Range:
-        """A value's own range.
+        """A value's own range; what an operator only moves has the range of its input, and is not calibrated.
 
         Raises:
             InputError: it has none, or an infinite one.
         """
+        while node not in self._known and kind_of(node) is Kind.SHAPE:
+            node = node.args[0]  # type: ignore[assignment]
         if node not in self._known:
             raise InputError(
                 f"{node.name} has no range for static int8 activations; calibrate the program again with qn_deploy.calibrate(program, "
@@ -63,11 +68,6 @@ class Ranges:
                 "that read it float in the recipe, or export with --activations none"
             )
         return low, high
-
-    def move(self, old: Node, new: Node) -> None:
-        """Says that `new` took the place of `old`."""
-        if old in self._known:
-            self._known[new] = self._known[old]
 
     def share(self, one: Node, other: Node) -> None:
         """Gives two values one range, which holds both."""

@@ -18,9 +18,8 @@ from qn_deploy.graph.operators import LAYERS, Kind, kind_of
 from qn_deploy.lowering.insert import buffer
 from qn_deploy.lowering.placement import Placement, joined_clamp, place
 from qn_deploy.lowering.ranges import LEAST, Ranges, scale_of, zero_of
-from qn_deploy.lowering.rewrite import rewrite
 from qn_deploy.lowering.settle import is_quantized, settle
-from qn_deploy.program.program import Program
+from qn_deploy.program.program import Range
 from qn_deploy.weights.compressed import CompressedWeight
 
 _decomposed = torch.ops.quantized_decomposed
@@ -29,23 +28,23 @@ _LARGEST_BIAS = 2.0**30  # in steps of the int32 sums that it is added to
 _LEAST_OUTPUT = 2.0**-7  # of a step of these sums: kernels scale them by less than 2**8
 
 
-def quantize_activations(graph_module: GraphModule, program: Program) -> None:
-    """Puts a quantize and dequantizes around each activation that runtimes compute in int8, by the program's ranges.
+def quantize_activations(graph_module: GraphModule, weights: Mapping[str, CompressedWeight], known: Mapping[Node, Range]) -> None:
+    """Puts a quantize and dequantizes around each activation that runtimes compute in int8.
 
     Args:
-        graph_module: of the program, with the names that its nodes have there; it is changed.
-        program: its weights stay as they are.
+        graph_module: it is changed; its weights are still float.
+        weights: the compressed form of those that have one, by name.
+        known: ranges of its values.
 
     Raises:
         InputError: a value that has to be int8 has no range, or an infinite one.
     """
     graph = graph_module.graph
-    ranges = Ranges(program.ranges, graph.nodes)
-    rewrite(graph, ranges)
-    placement = place(graph, program.weights, ranges)
+    ranges = Ranges(known)
+    placement = place(graph, weights, ranges)
     for one, other in placement.shared:
         ranges.share(one, other)
-    _insert(graph, placement, _grids(graph_module, placement, ranges, program.weights))
+    _insert(graph, placement, _grids(graph_module, placement, ranges, weights))
     settle(graph)
     _separate_biases(graph_module)
 
@@ -72,7 +71,8 @@ def _grids(graph_module: GraphModule, placement: Placement, ranges: Ranges, weig
             sums = scales[ranges.root(node.args[0])] * weights[node.args[1].target].scale.max().item()
             raise_to(joined_clamp(node) or node, sums * _LEAST_OUTPUT)
     values = {value for sources in placement.reads.values() for value in sources} | placement.values
-    return {value: (scale := scales[ranges.root(value)], zero_of(ranges.shared(value), scale)) for value in values}  # type: ignore[misc]
+    roots = {value: ranges.root(value) for value in sorted(values)}  # in the graph's order, so that the same program gives the same bytes
+    return {value: (scales[root], zero_of(ranges.shared(root), scales[root])) for value, root in roots.items()}
 
 
 def _least_input(graph_module: GraphModule, layer: Node, weight: CompressedWeight) -> float:

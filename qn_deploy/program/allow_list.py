@@ -64,7 +64,7 @@ KEYS = _words(
     "as_expr as_name as_nested_tensors as_int_lists as_float_lists"
 )
 NAME_MAPS = ("tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "opset_version", "range_constraints")
-REGION_KEYS = _words("as_graph")  # of autocast, or without gradients
+REGION_KEYS = ("as_graph",)
 REASONS = {
     "as_graph": "a branch or loop of torch.cond, while_loop or no_grad inside forward",
     "buffer_mutation": "a buffer that the model changes while it runs",
@@ -81,16 +81,20 @@ class Allowed:
     """What differs between the graphs of a program and those that torch.export captured.
 
     Attributes:
-        keys: that may stand in the JSON.
         operator: True for the name of an operator that may stand there.
+        regions: without gradients, or of autocast, may stand there; their arguments have no names.
     """
 
-    keys: frozenset[str]
     operator: Callable[[str], bool]
+    regions: bool
+
+    def has(self, key: str) -> bool:
+        """True for a key that may stand in the JSON."""
+        return key in KEYS or (self.regions and key in REGION_KEYS)
 
 
-PROGRAM = Allowed(KEYS, is_forward)
-CAPTURED = Allowed(KEYS | REGION_KEYS, is_captured)
+PROGRAM = Allowed(is_forward, regions=False)
+CAPTURED = Allowed(is_captured, regions=True)
 
 
 def check_graph(data: Any, allowed: Allowed = PROGRAM) -> None:
@@ -148,7 +152,7 @@ def _check(value: Any, key: str, allowed: Allowed) -> None:
         for name, child in value.items():
             if key in NAME_MAPS:
                 _check_string(name, key)
-            elif name not in allowed.keys:
+            elif not allowed.has(name):
                 raise InputError(f"the graph holds {name[:100]!r}: {REASONS.get(name, 'nothing that a program may hold')}")
             _check(child, "" if key in NAME_MAPS else name, allowed)
     elif isinstance(value, list):
@@ -158,7 +162,7 @@ def _check(value: Any, key: str, allowed: Allowed) -> None:
         if key == "target":
             if not allowed.operator(value):
                 raise InputError(f"the graph's target {value[:100]!r} is refused; expected {OPERATORS}")
-        else:
+        elif value or key != "name" or not allowed.regions:
             _check_string(value, key)
     elif type(value) is int and not -(2**63) <= value < 2**63:
         raise InputError(f"the graph's {key or 'value'} {str(value)[:30]} is refused; expected a number of 64 bits")

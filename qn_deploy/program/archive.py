@@ -1,7 +1,7 @@
 """model.pt: how a Program is written to a file and comes back. No pickle in it, nothing in it is ever run before it is checked.
 
-The manifest lists every tensor of the graph with the name that it is stored under: tied tensors share one, and the baked values of a
-compressed weight aren't stored at all, they are decoded again from its table.
+The manifest lists every tensor of the graph with the name that it is stored under: those on the same memory share one, and the baked values
+of a compressed weight aren't stored at all, they are decoded again from its table.
 
 tables.safetensors holds for a weight W, besides float32 W.scale [out] or [1]:
     table   W.centroids int8 [G, K, d]; W.codes uint8 or uint16 [out, B], or uint8 [ceil(out*B/2)] where two codes of 4 bits share a byte;
@@ -31,6 +31,7 @@ from qn_deploy.program.container import pack, unpack
 from qn_deploy.program.graph_json import dump_graph, load_graph
 from qn_deploy.program.members import Members, read_json, read_members
 from qn_deploy.program.program import Batch, Golden, Program
+from qn_deploy.program.shapes import check_shapes
 from qn_deploy.recipe import Recipe
 from qn_deploy.recipe.methods import code_bits
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
@@ -54,9 +55,7 @@ def program_to_bytes(program: Program) -> bytes:
     for name, weight in weights.items():
         if name not in tensors or not torch.equal(tensors[name], weight.dequantize()):
             raise InputError(f"{name} has a compressed form, but the graph has no such tensor with these values; bake the weights first")
-    owners: dict[int, str] = {}
-    owner = {name: owners.setdefault(id(weight), name) for name, weight in weights.items()}  # tied weights have one table
-    stored = _stored_names(tensors, owner)
+    stored = _stored_names(tensors, weights)
     manifest: dict[str, Any] = {
         "torch": torch.__version__.partition("+")[0],
         "inputs": list(program.inputs),
@@ -67,10 +66,10 @@ def program_to_bytes(program: Program) -> bytes:
         "classes": {name: list(classes) for name, classes in program.classes.items()},
         "provenance": list(program.provenance),
         "notes": list(program.notes),
-        "weights": {name: _weight_entry(name, owner[name], weight) for name, weight in weights.items()},
+        "weights": {name: _weight_entry(weight) for name, weight in weights.items()},
         "tensors": [_tensor_entry(name, tensor, stored[name], exported) for name, tensor in tensors.items()],
     }
-    tables = {key: tensor for name in owners.values() for key, tensor in _table(name, weights[name]).items()}
+    tables = {key: tensor for name, weight in weights.items() for key, tensor in _table(name, weight).items()}
     plain = {name: tensor for name, tensor in tensors.items() if stored[name] == name and name not in weights}
     members = {
         "graph.json": dump_graph(exported),
@@ -99,8 +98,7 @@ def program_from_members(zipped: Members) -> Program:
     manifest, members = unpack(zipped)
     _check_manifest(manifest)
     tables = _load(members["tables.safetensors"])
-    owned = {name: _load_weight(name, entry, tables) for name, entry in manifest["weights"].items() if entry["kind"] != "tied"}
-    weights = {name: owned[entry.get("to", name)] for name, entry in manifest["weights"].items()}
+    weights = {name: _load_weight(name, entry, tables) for name, entry in manifest["weights"].items()}
     plain = _load(members["weights.safetensors"])
     state_dict, constants = _load_tensors(manifest["tensors"], plain, weights)
     if tables or plain:
@@ -120,6 +118,7 @@ def program_from_members(zipped: Members) -> Program:
         notes=tuple(manifest["notes"]),
     )
     _check_names(program)
+    check_shapes(program.exported, golden.inputs)
     return program
 
 
@@ -186,14 +185,14 @@ def _tensors(exported: ExportedProgram) -> Tensors:
     return tensors
 
 
-def _stored_names(tensors: Tensors, owner: dict[str, str]) -> dict[str, str]:
-    """For each tensor the name that its values are stored under: tied tensors have one, a compressed one if there is."""
+def _stored_names(tensors: Tensors, weights: dict[str, CompressedWeight]) -> dict[str, str]:
+    """For each tensor the name that its values are stored under: those on the same memory have one, a compressed one if there is."""
     first: dict[object, str] = {}
     stored = {}
-    for name in sorted(tensors, key=lambda name: name not in owner):
+    for name in sorted(tensors, key=lambda name: name not in weights):
         tensor = tensors[name]
         view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
-        stored[name] = owner[name] if name in owner else first.get(view, name)
+        stored[name] = name if name in weights else first.get(view, name)
         first.setdefault(view, name)
     return stored
 
@@ -232,9 +231,7 @@ def _load_tensors(entries: list[dict[str, Any]], plain: Tensors, weights: dict[s
     return state_dict, constants
 
 
-def _weight_entry(name: str, owner: str, weight: CompressedWeight) -> dict[str, Any]:
-    if name != owner:
-        return {"kind": "tied", "to": owner}
+def _weight_entry(weight: CompressedWeight) -> dict[str, Any]:
     if isinstance(weight, IntWeight):
         return {"kind": f"int{weight.bits}", "shape": list(weight.shape)}
     return {"kind": "table", "shape": list(weight.shape), **({"residual": True} if weight.residual else {})}

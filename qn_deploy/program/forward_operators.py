@@ -2,7 +2,8 @@
 
 Of a name, those overloads are allowed that compute new tensors from their arguments alone: none that writes into an argument, draws random
 numbers or is known to TorchScript's interpreter only. Gradients (`*_backward`), files, `out=` and what trusts its arguments unchecked
-(`segment_reduce(unsafe=True)`, `_unsafe_*`) are not among them: a forged graph could make them read memory that is not theirs.
+(`segment_reduce(unsafe=True)`, `_native_batch_norm_legit`, `_fft_c2r`) are not among them: a forged graph could make them read memory that
+is not theirs.
 
 A .pt2 holds a graph as torch.export made it; `settled` replaces the operators that work in place, and takes out those of training.
 """
@@ -56,13 +57,13 @@ FORWARD = _words(
     "masked_fill masked_scatter scatter scatter_add scatter_reduce index_add index_copy index_fill index_put index_reduce slice_scatter "
     "select_scatter diagonal_scatter as_strided_scatter fill copy put "
     # shapes
-    "view view_as reshape reshape_as _reshape_alias flatten unflatten permute transpose t swapaxes swapdims moveaxis movedim adjoint mT "
-    "numpy_T matrix_H squeeze unsqueeze slice select narrow expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave "
-    "tile stack cat concat concatenate hstack vstack dstack column_stack row_stack split split_with_sizes chunk tensor_split hsplit "
-    "vsplit dsplit unsafe_split unsafe_chunk split_copy unbind flip fliplr flipud roll rot90 unfold diagonal diag diag_embed "
-    "linalg_diagonal tril triu as_strided alias detach clone contiguous lift_fresh lift_fresh_copy meshgrid cartesian_prod combinations "
-    "atleast_1d atleast_2d atleast_3d block_diag resolve_conj resolve_neg conj _conj view_as_real view_as_complex real imag complex "
-    "polar angle "
+    "view _unsafe_view view_as reshape reshape_as _reshape_alias flatten unflatten permute transpose t swapaxes swapdims moveaxis "
+    "movedim adjoint mT numpy_T matrix_H squeeze unsqueeze slice select narrow expand expand_as broadcast_to broadcast_tensors repeat "
+    "repeat_interleave tile stack cat concat concatenate hstack vstack dstack column_stack row_stack split split_with_sizes chunk "
+    "tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk split_copy unbind flip fliplr flipud roll rot90 unfold diagonal diag "
+    "diag_embed linalg_diagonal tril triu as_strided alias detach clone contiguous lift_fresh lift_fresh_copy meshgrid cartesian_prod "
+    "combinations atleast_1d atleast_2d atleast_3d block_diag resolve_conj resolve_neg conj _conj view_as_real view_as_complex real "
+    "imag complex polar angle "
     # images and signals
     "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
@@ -85,7 +86,6 @@ FORWARD = _words(
     # sizes
     "sym_size sym_stride sym_numel sym_storage_offset "
 )
-REPLACED = _words("_unsafe_view")  # by `reshape`
 TRAINING = _words("dropout native_dropout feature_dropout alpha_dropout feature_alpha_dropout")  # the identity in eval mode
 ASSERTIONS = _words(
     "_assert_scalar _assert_async _assert_tensor_metadata sym_constrain_range sym_constrain_range_for_size _functional_assert_scalar"
@@ -114,7 +114,7 @@ def _is_allowed(target: str, in_place: bool) -> bool:
     if match is None:
         return False
     name, overload = match.groups()
-    if name in ASSERTIONS or (in_place and (name.rstrip("_") in TRAINING or name in REPLACED)):
+    if name in ASSERTIONS or (in_place and name.rstrip("_") in TRAINING):
         return True
     if name not in FORWARD and not (in_place and name.endswith("_") and name[:-1] in FORWARD):
         return False

@@ -12,7 +12,7 @@ Everything after it may rely on that.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,37 +29,40 @@ from qn_deploy.program.program import Batch
 _aten = torch.ops.aten
 
 
-def settled(exported: ExportedProgram, inputs: Batch, kept: Sequence[int] | None = None, prefix: str = "") -> ExportedProgram:
+def settled(
+    exported: ExportedProgram, inputs: Batch, kept: Sequence[int] | None = None, rename: Callable[[str], str] = str
+) -> ExportedProgram:
     """The same computation as a graph that the rest of the project takes.
 
     Args:
         exported: as torch.export captured it; it is not changed.
         inputs: an example tensor for each input that is one, in the graph's order.
         kept: indices of the outputs that the program returns; None for all.
-        prefix: module whose parameters are all that there are; names begin after it.
+        rename: gives parameters, buffers and constants their names, from those that they have in `exported`.
 
     Raises:
         ExportError: the graph changes a buffer or an input in place.
     """
     with torch.no_grad():
         functional = exported.run_decompositions({})
-        _check_unchanged(functional)
-        graph_module = functional.module(check_guards=False)
-        assert isinstance(graph_module, GraphModule)
+        _check_unchanged(functional, rename)
+        unlifted = functional.module(check_guards=False)
+        assert isinstance(unlifted, GraphModule)
+        graph_module = _renamed(unlifted, rename)
         make_linear(graph_module)
         fold_constants(graph_module)
         fold_batchnorm(graph_module)
         for node in graph_module.graph.nodes:
             if node.target in (_aten.view.default, _aten._unsafe_view.default):
                 node.target = _aten.reshape.default
-        flat = _flattened(graph_module, kept, prefix)
+        flat = _flattened(graph_module, kept)
         return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
 
 
-def _check_unchanged(functional: ExportedProgram) -> None:
+def _check_unchanged(functional: ExportedProgram, rename: Callable[[str], str]) -> None:
     """Refuses a model that keeps something from one run for the next, or writes into its inputs: no exported file could."""
     signature = functional.graph_signature
-    changed = [*signature.buffers_to_mutate.values(), *(f"input {name}" for name in signature.user_inputs_to_mutate.values())]
+    changed = [*map(rename, signature.buffers_to_mutate.values()), *(f"input {name}" for name in signature.user_inputs_to_mutate.values())]
     if changed:
         raise ExportError(
             f"the model's forward changes {', '.join(changed)} in place; a program is the same in each run and keeps its inputs. "
@@ -67,7 +70,7 @@ def _check_unchanged(functional: ExportedProgram) -> None:
         )
 
 
-def _flattened(graph_module: GraphModule, kept: Sequence[int] | None, prefix: str) -> GraphModule:
+def _flattened(graph_module: GraphModule, kept: Sequence[int] | None) -> GraphModule:
     graph = graph_module.graph
     for node in [node for node in graph.nodes if node.op == "placeholder" and not isinstance(node.meta.get("val"), Tensor)]:
         if node.users:
@@ -80,11 +83,17 @@ def _flattened(graph_module: GraphModule, kept: Sequence[int] | None, prefix: st
     output.args = (tuple(output.args[0] if kept is None else (output.args[0][index] for index in kept)),)
     graph.set_codegen(torch.fx.graph.CodeGen())
     graph.eliminate_dead_code()
-    root = nn.Module()  # with what the graph reads, and nothing else
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        value = operator.attrgetter(str(node.target))(graph_module)
-        node.target = str(node.target).removeprefix(f"{prefix}." if prefix else "")
-        put_constant(root, node.target, value)
+    return _renamed(graph_module, str)
+
+
+def _renamed(graph_module: GraphModule, rename: Callable[[str], str]) -> GraphModule:
+    """The graph with other names for its constants, as a module that holds what the graph reads and nothing else."""
+    graph, root = graph_module.graph, nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(graph_module)
+            node.target = rename(str(node.target))
+            put_constant(root, node.target, value)
     return GraphModule(root, graph)
 
 

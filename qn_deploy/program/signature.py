@@ -59,7 +59,7 @@ def outputs_of(returned: Any) -> Outputs:
             notes[where] = f"output {where} is left out: it is a {type(leaf).__name__}, and a program returns tensors"
     if not tensors:
         raise ExportError(f"the model returns {type(returned).__name__} without a tensor; a program returns tensors")
-    return Outputs(tuple(kept), _names(paths), tuple(tensors), tuple(notes.values()))
+    return Outputs(tuple(kept), names_of(paths), tuple(tensors), tuple(notes.values()))
 
 
 def _opaque(returned: Any, path: tuple[Any, ...]) -> tuple[str, str] | None:
@@ -88,7 +88,8 @@ def apart(names: Iterable[str], taken: Iterable[Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _names(paths: list[tuple[Any, ...]]) -> tuple[str, ...]:
+def names_of(paths: list[tuple[Any, ...]]) -> tuple[str, ...]:
+    """A name for each leaf, from the keys on the way to it."""
     if len(paths) == 1 and not any(isinstance(key, pytree.MappingKey | pytree.GetAttrKey) for key in paths[0]):
         words = ["output"]
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.files import read_bytes, write_atomic
@@ -13,7 +14,8 @@ from qn_deploy.program.container import MANIFEST
 from qn_deploy.program.graph_json import first_line
 from qn_deploy.program.kinds import check_zip, other_zip
 from qn_deploy.program.members import read_directory, read_members
-from qn_deploy.program.program import Program
+from qn_deploy.program.program import Batch, Program
+from qn_deploy.program.pt2 import is_pt2, program_from_pt2
 
 
 def save(program: Program, path: str | Path) -> None:
@@ -32,8 +34,13 @@ def save(program: Program, path: str | Path) -> None:
     write_atomic(path, program_to_bytes(program))
 
 
-def load(path: str | Path) -> Program:
-    """Reads a model.pt, checking every hash; nothing in the file is executed.
+def load(path: str | Path, example_inputs: Batch | dict[str, Tensor] | None = None) -> Program:
+    """Reads a model.pt, or a `.pt2` that torch.export.save wrote; nothing in the file is run before it is checked.
+
+    Args:
+        path: the file; which of the two it is is told from its contents.
+        example_inputs: the golden inputs of a `.pt2`, a tensor for each input or a dict by its name. If None they are made up: a `.pt2`
+            holds them as a pickle, which is never opened.
 
     Raises:
         InputError: the file is missing, damaged, too large, or no program; the message says what it is and the way out.
@@ -42,9 +49,13 @@ def load(path: str | Path) -> Program:
     try:
         check_zip(data)
         names = [entry.filename for entry in read_directory(data)]
-        if MANIFEST not in names:
-            raise other_zip(names)
-        return program_from_members(read_members(data))
+        if MANIFEST in names:
+            if example_inputs is not None:
+                raise InputError("is a model.pt, which holds golden inputs of its own; leave example_inputs out")
+            return program_from_members(read_members(data))
+        if is_pt2(names):
+            return program_from_pt2(read_members(data), example_inputs)
+        raise other_zip(names)
     except QnDeployError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # hashes hold and nothing foreign is in it: torch or this package has changed since, or it is forged

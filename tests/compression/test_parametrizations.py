@@ -4,17 +4,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compression.layers import attach_weight
+from qn_deploy.compression.student import attach_weight
 from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.recipe import Table
-from qn_deploy.recipe.parameters import compressible
 from qn_deploy.weights.compressed import PQWeight
 
 
 def gradients(table: PQWeight, grad: Tensor) -> list[Tensor]:
     """Of the centroids, the scale and the residual centroids, by autograd."""
     net = nn.Embedding(*grad.shape)
-    attach_weight(next(compressible(net)), table)
+    attach_weight(net, "weight", table)
     torch.autograd.backward(net.weight, grad)
     found = [parameter.grad for parameter in net.get_submodule("parametrizations.weight").parameters()]
     assert all(value is not None for value in found)

@@ -205,6 +205,15 @@ def test_a_full_disk_leaves_no_new_manifest(
     assert read_manifest(tmp_path).files["model.onnx"].sha256 != sha256(b"a new program")
 
 
+def test_what_only_the_build_before_had_is_removed_and_nothing_else(program: Program, tmp_path: Path, stubs: dict[str, Stub]) -> None:
+    (tmp_path / "model.pt").write_text("precious")
+    stubs["broken"].data = b"as well"
+    export(program, tmp_path)
+    assert sorted(contents(tmp_path)) == ["golden.safetensors", "manifest.json", "model.broken", "model.onnx", "model.pt"]
+    export(program, tmp_path, ExportConfig(only=("good",)))
+    assert sorted(contents(tmp_path)) == ["golden.safetensors", "manifest.json", "model.onnx", "model.pt"]
+
+
 def test_a_third_exporter_takes_part_like_the_built_in_ones(program: Program, tmp_path: Path, stubs: dict[str, Stub]) -> None:
     manifest = export(program, tmp_path, ExportConfig(only=("good",))).manifest
     assert manifest.files["model.onnx"].exporter == "good"

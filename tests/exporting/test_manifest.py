@@ -117,6 +117,7 @@ def test_another_version_is_named(tmp_path: Path) -> None:
         {"files": {"model.onnx": {}}},
         {"files": {"model.onnx": {**json.loads(MANIFEST.to_json())["files"]["model.onnx"], "activations": "int4"}}},
         {"files": {"model.onnx": {**json.loads(MANIFEST.to_json())["files"]["model.onnx"], "steps": []}}},
+        {"files": {"../model.onnx": json.loads(MANIFEST.to_json())["files"]["model.onnx"]}},
         {"config": None},
         {"inputs": None},
         {"weights": {"a": {"shape": 3}}},

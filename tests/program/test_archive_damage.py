@@ -54,7 +54,8 @@ def test_another_version_says_what_to_do(tmp_path: Path, good: bytes) -> None:
 
 def test_a_manifest_that_lies_about_a_tensor(tmp_path: Path, good: bytes) -> None:
     def edit(manifest: Graph, members: dict[str, bytes]) -> None:
-        manifest["tensors"][0]["shape"][0] += 1
+        entry = next(entry for entry in manifest["tensors"] if entry["name"] == "conv.weight")
+        entry["shape"][0] += 1
 
     assert "the manifest says float32 [9, 3, 3, 3]" in refusal(tmp_path / "model.pt", forge(good, edit))
 

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from qn_deploy import compress, load, save
+from qn_deploy import calibrate, capture, compress, load, save
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.exporting.manifest import read_manifest
@@ -43,16 +43,16 @@ def test_the_layer_that_is_wrong_is_named_with_its_error(model: Any, layer: str 
         assert (check.limit, check.passed) == ("bit-identical", False)
 
 
-def compared(middle: nn.Module, folder: Path) -> list[LayerAgreement]:
+def compared(middle: nn.Module) -> list[LayerAgreement]:
     """The layers of a static program, a linear layer before `middle` and one behind, on onnxruntime."""
     inputs = (torch.randn(4, 8),)
-    model = compress.compress(nn.Sequential(nn.Linear(8, 16), middle, nn.Linear(16, 8)), Recipe((Rule(Int8()),)), inputs)
-    save(model, folder / "model.pt", example_inputs=inputs, calibration=[inputs])
-    return compare_layers(load(folder / "model.pt"), Activations.STATIC, EXPORTER, lambda data, x: EXPORTER.run(data, (x,))[0])
+    net = nn.Sequential(nn.Linear(8, 16), middle, nn.Linear(16, 8))
+    program = calibrate(compress(capture(net, inputs), Recipe((Rule(Int8()),))), [inputs])
+    return compare_layers(program, Activations.STATIC, EXPORTER, lambda data, x: EXPORTER.run(data, (x,))[0])
 
 
-def test_an_operator_without_an_exact_rule_is_judged_by_itself(tmp_path: Path) -> None:
-    layers = compared(nn.Softmax(1), tmp_path)
+def test_an_operator_without_an_exact_rule_is_judged_by_itself() -> None:
+    layers = compared(nn.Softmax(1))
     assert [(found.name, found.exact) for found in layers] == [("0", True), ("softmax", False), ("2", True)]
     check = judge_layers("all", layers)
     assert check.passed
@@ -61,9 +61,9 @@ def test_an_operator_without_an_exact_rule_is_judged_by_itself(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("inexact", ["linear", "relu"])
-def test_a_layer_and_the_clamp_that_joins_it_are_one(inexact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_and_the_clamp_that_joins_it_are_one(inexact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qn_deploy.verification.layers.inexact_operators", lambda exported: [inexact])
-    assert [(found.name, found.exact) for found in compared(nn.ReLU(), tmp_path)] == [("0", False), ("2", True)]
+    assert [(found.name, found.exact) for found in compared(nn.ReLU())] == [("0", False), ("2", True)]
 
 
 def test_of_a_program_that_is_not_static_each_layer_is_close_to_the_simulation(model: Any) -> None:
@@ -78,7 +78,6 @@ def test_of_a_program_that_is_not_static_each_layer_is_close_to_the_simulation(m
 
 
 def test_another_model_is_refused(model: Any, build: Any, tmp_path: Path) -> None:
-    other = compress.compress(nn.Sequential(nn.Linear(8, 8)), Recipe((Rule(Int8()),)), (torch.randn(1, 8),))
-    save(other, tmp_path / "other.pt", example_inputs=(torch.randn(1, 8),))
+    save(compress(capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(1, 8),)), Recipe((Rule(Int8()),))), tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other\.pt has other weights than .*; give the model\.pt that was exported into it"):
         check_layers(Report(str(build.folder), read_manifest(build.folder), ()), tmp_path / "other.pt")

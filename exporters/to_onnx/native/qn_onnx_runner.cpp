@@ -1,9 +1,9 @@
 // qn_onnx_runner: runs a .onnx file on a device, for verification and timing. Called as qn_runner of ExecuTorch is:
 //
-//   qn_onnx_runner MODEL INPUTS OUTPUTS [--runs N] [--plain] [--config KEY=VALUE]...
+//   qn_onnx_runner MODEL INPUTS OUTPUTS [--runs N] [--plain] [--stock] [--config KEY=VALUE]...
 //
-// INPUTS and OUTPUTS are tensor files (tensors.h). --plain turns the rewriting of the graph off, --config sets an entry of the session's
-// configuration. Prints a line of JSON: load_ms, first_ms, runs, and with runs median_ms and min_ms of the runs after the first. If it fails,
+// INPUTS and OUTPUTS are tensor files (tensors.h). --plain turns the rewriting of the graph off and leaves our operators out, --stock does
+// only the latter, --config sets an entry of the session's configuration. Prints a line of JSON: load_ms, first_ms, runs, and with runs median_ms and min_ms of the runs after the first. If it fails,
 // the exit code is 1 and standard error has one line.
 #include <algorithm>
 #include <chrono>
@@ -15,6 +15,8 @@
 #include "onnxruntime_slots.h"
 #include "tensors.h"
 
+extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions* options, const OrtApiBase* base);  // qn_onnx_ops.cpp
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -22,17 +24,19 @@ using Clock = std::chrono::steady_clock;
 struct Arguments {
   std::vector<std::string> paths;
   std::vector<std::pair<std::string, std::string>> config;
-  bool plain = false;
+  bool plain = false, stock = false;
   long runs = 0;
 };
 
 Arguments parse(int count, char** words) {
-  const std::string usage = "usage: qn_onnx_runner MODEL INPUTS OUTPUTS [--runs N] [--plain] [--config KEY=VALUE]...";
+  const std::string usage = "usage: qn_onnx_runner MODEL INPUTS OUTPUTS [--runs N] [--plain] [--stock] [--config KEY=VALUE]...";
   Arguments result;
   for (int index = 1; index < count; ++index) {
     const std::string word = words[index];
     if (word == "--plain") {
-      result.plain = true;
+      result.plain = result.stock = true;
+    } else if (word == "--stock") {
+      result.stock = true;
     } else if (word == "--runs" && index + 1 < count) {
       char* end = nullptr;
       result.runs = std::strtol(words[++index], &end, 10);
@@ -104,6 +108,7 @@ void run(const Arguments& arguments) {
   api.check(api.create_options(&options));
   api.check(api.threads(options, 1));
   api.check(api.optimization(options, arguments.plain ? 0 : 99));  // ORT_DISABLE_ALL, ORT_ENABLE_ALL
+  if (!arguments.stock) api.check(RegisterCustomOps(options, OrtGetApiBase()));
   for (const auto& [key, value] : arguments.config) api.check(api.config(options, key.c_str(), value.c_str()));
 
   const Clock::time_point start = Clock::now();

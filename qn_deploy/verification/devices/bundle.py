@@ -2,7 +2,7 @@
 
     lib/    the dynamic loader, libc, libstdc++, libgcc, zlib (Debian's arm64 packages) and the runtimes (their arm64 wheels)
     bin/    the runner of each exporter
-    cpu/    a /proc/cpuinfo for each processor that qemu emulates
+    cpu/    for each processor that qemu emulates, the files by which a kernel describes it
 
 It is built once into the user's cache folder, under a name that changes with its sources.
 """
@@ -24,7 +24,7 @@ from qn_deploy.verification.devices.packages import fetch_debian, fetch_wheel, w
 from qn_deploy.verification.devices.qemu import CPUS
 
 SETUP = "qn-deploy devices setup qemu"
-_LAYOUT = 1  # changes with what this file puts where
+_LAYOUT = 2  # changes with what this file puts where
 _PACKAGES = {  # of Debian, and what is taken from each
     "libc6": ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0"),
     "libstdc++6": ("libstdc++.so.6",),
@@ -107,8 +107,9 @@ def build_bundle(qemu: bool = True, progress: Callable[[str], None] = lambda sta
         progress("fetching arm64 libraries")
         _copy_libraries(downloads, fresh / "lib")
         for cpu, described in CPUS.items():
-            (fresh / "cpu" / cpu / "proc").mkdir(parents=True)
-            (fresh / "cpu" / cpu / "proc/cpuinfo").write_text(described.cpuinfo())
+            for path, text in described.files().items():
+                (fresh / "cpu" / cpu / path).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / "cpu" / cpu / path).write_text(text)
         for runner in runners.values():
             progress(f"fetching {runner.package} {runner.version} for arm64")
             wheel = fetch_wheel(runner.package, runner.version, runner.wheels[runner.version], downloads)
@@ -121,7 +122,7 @@ def _place(runners: dict[str, Runner]) -> Path:
     digest = sha256(f"{_LAYOUT} {sorted(CPUS.items())}".encode())
     for name, runner in sorted(runners.items()):
         digest.update(f"{name} {runner.package} {runner.wheels[runner.version]}".encode())
-        for path in sorted(runner.sources.iterdir()):
+        for path in sorted(path for folder in runner.sources for path in folder.iterdir()):
             if path.suffix in (".cpp", ".h"):
                 digest.update(sha256(path.read_bytes()).digest())
     return cache_folder() / f"aarch64-{digest.hexdigest()[:16]}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporters.compiler import find_compiler
 from qn_deploy.exporters.to_executorch import EXPORTER, build
 from qn_deploy.exporters.to_executorch.pte import backends, named_data
 from qn_deploy.exporting.exporter import Written
@@ -173,7 +174,7 @@ Reader = Callable[[list[bytes]], list["bytes | None"]]
 def read_natively(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     """Reads blobs with the headers of native/ under the sanitizers: what each stands for, None where it is refused."""
     try:
-        compiler = build.find_compiler()
+        compiler = find_compiler()
     except ToolchainError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("reader")

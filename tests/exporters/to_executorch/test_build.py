@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporters.compiler import find_compiler
 from qn_deploy.exporters.to_executorch import build
-from qn_deploy.exporters.to_executorch.build import LIBRARY, build_backend, find_compiler, find_zlib
+from qn_deploy.exporters.to_executorch.build import LIBRARY, build_backend, find_zlib
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ def test_another_source_is_another_bundle(tmp_path: Path) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
     installed = version("torch")
-    runner = Runner("r", "torch", {installed: "0" * 64}, sources, lambda *_: None)
+    runner = Runner("r", "torch", {installed: "0" * 64}, (sources,), lambda *_: None)
 
     def place(changed: Runner = runner) -> Path:
         return bundle._place({"r": changed})

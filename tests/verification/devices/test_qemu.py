@@ -52,3 +52,9 @@ def test_cpuinfo_is_what_the_kernel_writes() -> None:
     assert lines[6] == "CPU part\t: 0xd0b"
     assert "asimddp" in lines[2]
     assert "asimddp" not in CPUS["cortex-a72"].cpuinfo()
+
+
+def test_all_files_tell_of_one_processor() -> None:
+    files = CPUS["cortex-a53"].files()
+    assert files.pop("proc/cpuinfo").count("processor") == 1
+    assert files == {"sys/devices/system/cpu/possible": "0\n", "sys/devices/system/cpu/present": "0\n"}
