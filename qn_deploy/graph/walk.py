@@ -7,6 +7,7 @@ later stretch of the walk is kept by a `Spool`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ class Walk:
                 if node.op == "placeholder":
                     here[node, side] = self._inputs[batch].pop(node)
                 else:
-                    here[node, side] = self._computed(node, lambda source, side=side: value(source, side))  # type: ignore[misc]
+                    here[node, side] = self._computed(node, partial(value, side=side))
             self._see(node, here[node, OURS])
             if not self._is_last(node):  # a later stretch reads it
                 for side in sides:
