@@ -4,17 +4,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow test-arm check apk test-android clean
+.PHONY: demo test test-slow test-all test-arm check apk test-android clean
 
 demo: .venv/demo
 	$(BIN)/qn-deploy demo
 
 test: .venv/test
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m "not slow"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m "not slow and not device"
 
-# What takes minutes: processes that train together, the APK, the Java code on a JVM.
+# What takes minutes: processes that train together, compilers, the APK, the Java code on a JVM, emulated ARM.
 test-slow: .venv/test
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m slow
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m "slow or device"
+
+test-all: test test-slow
 
 # Emulated 64-bit ARM processors. What is missing is fetched into the cache folder by apt and pip, without root.
 test-arm: .venv/test

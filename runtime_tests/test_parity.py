@@ -34,7 +34,9 @@ def test_a_lane_climbs_every_rung(climb: Any, lane: str) -> None:
     found = verdicts(climb, exporter.filename)
     # Each rung is there: a check that went missing would pass in silence.
     assert [rung for rung, _ in found] == ([1, 2, 3, 4] if exporter.optimizes else [1, 3, 4])
-    assert {key: what for key, (what, passed) in found.items() if not passed} == {}, climb.layers(lane)
+    # Rung 2 may be told without a verdict, where rung 3 is bit-identical or this processor adds in 16 bits.
+    judged = {key: (what, passed) for key, (what, passed) in found.items() if key[0] != 2 or passed is not None}
+    assert {key: what for key, (what, passed) in judged.items() if not passed} == {}, climb.layers(lane)
 
 
 @pytest.mark.slow

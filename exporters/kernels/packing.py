@@ -25,4 +25,5 @@ def packed(table: PQWeight) -> np.ndarray:
     if table.centroids.shape[1] > SMALL:
         return table.codes.numpy().reshape(-1)
     halves = tiled(table).reshape(-1)
-    return halves[0::2] | halves[1::2] << 4
+    pairs: np.ndarray = halves[0::2] | halves[1::2] << 4
+    return pairs

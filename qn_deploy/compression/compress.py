@@ -36,7 +36,7 @@ class CompressConfig(Feedback):
     """
 
     seed: int = 0
-    memory: int = 1024
+    memory: int = 512
 
 
 def compress(

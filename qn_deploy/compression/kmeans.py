@@ -64,9 +64,10 @@ def kmeans(
     Raises:
         CompressionError: the blocks or the weights hold NaN or infinity, or a weight is negative.
     """
+    mass = _mass(weights)
     if (distinct := _distinct(blocks, k)) is not None:
         return distinct
-    centroids = _trained(blocks, k, _mass(weights), effort or Effort(), seed, _chosen(backend, blocks))
+    centroids = _trained(blocks, k, mass, effort or Effort(), seed, _chosen(backend, blocks))
     return used(centroids, nearest(blocks, centroids, weights, backend))
 
 
@@ -76,9 +77,10 @@ def centroids_of(blocks: Tensor, k: int, weights: Tensor | None = None, effort: 
     Raises:
         CompressionError: as `kmeans`.
     """
+    mass = _mass(weights)
     if (distinct := _distinct(blocks, k)) is not None:
         return distinct[0]
-    return _trained(blocks, k, _mass(weights), effort or Effort(), seed, _chosen(None, blocks))
+    return _trained(blocks, k, mass, effort or Effort(), seed, _chosen(None, blocks))
 
 
 def _distinct(blocks: Tensor, k: int) -> tuple[Tensor, Tensor] | None:

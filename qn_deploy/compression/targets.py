@@ -69,13 +69,13 @@ def site_of(weight: Weight, classes: Mapping[str, tuple[str, ...]]) -> Site:
 
 
 def _large_and_float(program: Program, recipe: Recipe, compressed: set[str]) -> dict[str, str]:
-    """The float matrices and kernels over a hundredth of the model's bytes that no compressed form is asked for, or has one."""
+    """The float matrices over a hundredth of the model's bytes that no compressed form is asked for, or that have none."""
     held = constants(program.exported)
     whole = sum(value.nbytes for _, value in held.values())
     sites = {weight.name: site_of(weight, program.classes) for weight in weights(program.exported)}
     left = {}
     for node, (name, value) in held.items():
-        if name in compressed or not value.is_floating_point() or value.ndim < 2 or value.nbytes <= _LARGE * whole or not node.users:
+        if name in compressed or value.ndim < 2 or not value.is_floating_point() or value.nbytes <= _LARGE * whole or not node.users:
             continue
         if name not in sites:
             left[name] = f"float: {operator_name(next(iter(node.users)))} reads it, which knows no compressed weights"

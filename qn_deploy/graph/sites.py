@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -44,7 +45,8 @@ class Weight:
 
 def operator_name(node: Node) -> str:
     """The name of a node's operator, without namespace and overload: "conv2d"."""
-    return str(getattr(node.target, "overloadpacket", node.target).__name__)  # type: ignore[union-attr]
+    target: Any = node.target
+    return str(getattr(target, "overloadpacket", target).__name__)
 
 
 def weights(exported: ExportedProgram) -> list[Weight]:

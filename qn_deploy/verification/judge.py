@@ -50,8 +50,10 @@ def identical(result: Agreement) -> tuple[bool, str]:
 
 
 def similar(result: Agreement) -> tuple[bool, str]:
-    """SQNR and the largest entry of each row."""
-    return result.sqnr_db >= MIN_SQNR_DB and result.top1 == 1.0, f"SQNR >= {MIN_SQNR_DB:g} dB, same top-1"
+    """SQNR. Not the largest entry of each row as well: at this SQNR another one is largest only where the two are next to equal, and images
+    or hidden states have no classes.
+    """
+    return result.sqnr_db >= MIN_SQNR_DB, f"SQNR >= {MIN_SQNR_DB:g} dB"
 
 
 def judge(

@@ -136,7 +136,7 @@ def test_values_that_nobody_reads_any_more_are_gone() -> None:
     def see(node: Node, value: object) -> None:
         gc.collect()
         alive = {name for (name, _), reference in seen.items() if reference() is not None}
-        assert len(alive - {"add"}) <= 2, alive  # the operator's own inputs, and an output of the model
+        assert len(alive - {"add", "mean"}) <= 2, alive  # the operator's inputs; beside an output and what the next layer reads
         if isinstance(value, Tensor) and node.op == "call_function":
             seen[node.name, len(seen)] = weakref.ref(value)
 

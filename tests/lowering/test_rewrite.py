@@ -53,7 +53,7 @@ def masks() -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ["bool", "inf", "min", "soft"])
 def test_masked_attention_is_finite_and_what_torch_gives(make_program: MakeProgram, kind: str) -> None:
     torch.manual_seed(0)
-    program = make_program(Attention(), (torch.randn(3, 2, 6, 8), masks()[kind]), {})
+    program = make_program(Attention(), (torch.randn(3, 2, 6, 8), masks()[kind]), {}, ())
     assert aten.scaled_dot_product_attention.default not in targets(program)
     check_runtimes(program)
 

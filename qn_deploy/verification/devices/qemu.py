@@ -37,7 +37,11 @@ class Cpu:
         return "".join(f"{key}: {value}\n" for key, value in lines.items()) + "\n"
 
     def files(self) -> dict[str, str]:
-        """What a kernel says of a machine with one such processor, by path: onnxruntime 1.23 aborts where the number is another in /sys."""
+        """What a kernel says of a machine with one such processor, by path.
+
+        This machine's own /sys won't do: onnxruntime 1.23 aborts where it has more processors than /proc/cpuinfo, and without it, as in a
+        chroot, XNNPACK is not available.
+        """
         return {"proc/cpuinfo": self.cpuinfo(), **{f"sys/devices/system/cpu/{name}": "0\n" for name in ("possible", "present")}}
 
 
