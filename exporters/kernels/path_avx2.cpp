@@ -223,7 +223,7 @@ QN_AVX2 void multiply_tile(const int8_t* x, int64_t rows, const uint8_t* codes, 
 
 }  // namespace
 
-const Path kAvx2 = {"avx2", supported, {6, 24, INT64_MAX}, look_up, build, multiply, multiply_tile};
+const Path kAvx2 = {"avx2", supported, {6, 16, 32}, look_up, build, multiply, multiply_tile};
 
 }  // namespace qn
 #endif
