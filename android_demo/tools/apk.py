@@ -2,9 +2,9 @@
 
     python android_demo/tools/apk.py [--aars FOLDER] [--out build/qn-deploy-demo.apk]
 
-FOLDER holds the AARs and jars of the runtimes and of what they need: their classes and native libraries go into one APK for each processor,
-NAME-arm64-v8a.apk and NAME-x86_64.apk. Without it the APK holds all of the app and nothing of the runtimes: it installs and starts, and says
-of each program which library is missing. The AAR lies beside it: qndeploy.aar.
+FOLDER holds the AARs and jars of the runtimes and of what they need: their classes and native libraries go into one APK for each
+processor, NAME-arm64-v8a.apk and NAME-x86_64.apk. Without it the APK holds all of the app and nothing of the runtimes: it installs and
+starts, and says of each program which library is missing. The AAR lies beside it: qndeploy.aar.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def build(out: Path, aars: list[Path]) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
+        libraries = _native_libraries(aars)
         library = _library(work)
         base = resources(work, APP / "app/src/main/assets")
         runtimes = [_unpacked(aar, work) for aar in aars]
         dex = _dex(_app(library, work), library, runtimes, work)
         written = [_aar(library, out.with_name("qndeploy.aar"))]
-        libraries = _native_libraries(aars)
         for abi in ABIS if libraries else ("",):
             unsigned = work / f"unsigned{abi}.apk"
             shutil.copy(base, unsigned)
@@ -60,8 +60,9 @@ def build(out: Path, aars: list[Path]) -> list[Path]:
 def resources(work: Path, assets: Path) -> Path:
     """An APK of the manifest, resources and assets; the class R goes to work/gen, the classes that they name to work/named.pro."""
     main = APP / "app/src/main"
-    manifest = work / "AndroidManifest.xml"  # Gradle takes the package from build.gradle.kts and wants none in the file
-    manifest.write_text((main / "AndroidManifest.xml").read_text().replace("<manifest ", f'<manifest package="{PACKAGE}" ', 1))
+    manifest = work / "AndroidManifest.xml"  # Gradle adds these two from build.gradle.kts
+    text = (main / "AndroidManifest.xml").read_text().replace("<manifest ", f'<manifest package="{PACKAGE}" ', 1)
+    manifest.write_text(text.replace("<application", '<application android:extractNativeLibs="true"', 1))
     run("aapt2", "compile", "--dir", main / "res", "-o", work / "res.zip")
     sdk = ("--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK), "--version-code", "1", "--version-name", "0.1.0")
     stored = [word for extension in IN_PLACE for word in ("-0", extension)]
@@ -78,7 +79,16 @@ def _library(work: Path) -> Path:
     compiler = ":".join(str(jar) for jar in packages().glob("*.jar") if "kotlin" in jar.name or jar.name.startswith("annotations-13"))
     kotlin = work / "kotlin"
     # No checks of arguments: they would need Kotlin's library, which an app in Java has not.
-    options = ("-no-stdlib", "-no-reflect", "-Xno-param-assertions", "-Xno-call-assertions", "-jvm-target", "11", "-module-name", "qndeploy")
+    options = (
+        "-no-stdlib",
+        "-no-reflect",
+        "-Xno-param-assertions",
+        "-Xno-call-assertions",
+        "-jvm-target",
+        "11",
+        "-module-name",
+        "qndeploy",
+    )
     given = ":".join(map(str, (classes, jar("kotlin-stdlib"), jar("android-all"))))
     run("java", QUICK, "-cp", compiler, "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", *options, "-cp", given, "-d", kotlin,
         APP / "qndeploy/src/main/kotlin")  # fmt: skip
@@ -144,7 +154,7 @@ def _native_libraries(aars: list[Path]) -> dict[str, dict[str, bytes]]:
                     data = archive.read(name)
                     if (page := _page(data)) < PAGE:
                         raise BuildError(
-                            f"{name} of {aar.name} is laid out for pages of {page} bytes and does not load on devices with pages of {PAGE}; "
+                            f"{name} of {aar.name} is laid out for pages of {page} bytes and does not load where they have {PAGE}; "
                             "take a newer release"
                         )
                     found.setdefault(rest[0], {}).setdefault(rest[1], data)

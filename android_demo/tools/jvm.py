@@ -2,8 +2,8 @@
 
     python android_demo/tools/jvm.py FIXTURES [TEST...] [--minified] [--arm64]
 
-FIXTURES is the folder that runtime_tests/test_android.py fills; without a TEST all run. --minified runs the classes that R8 made of library,
-runtimes and tests, --arm64 all of it on an emulated 64-bit ARM processor.
+FIXTURES is the folder that runtime_tests/test_android.py fills; without a TEST all run. --minified runs the classes that R8 made of
+library, runtimes and tests, --arm64 all of it on an emulated 64-bit ARM processor.
 """
 
 from __future__ import annotations
@@ -18,27 +18,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend import build_backend
 from runtimes import runtimes
 from shim import Machine, make
 from toolchain import APP, QUICK, BuildError, cache_folder, fail, jar, run, sources
 
 LIBRARY, DEMO, TESTS = "qndeploy/src/main/java", "app/src/main/java/qndeploy/demo/Digit.java", "jvm_tests/java"
+OPENED = ("java.io", "java.lang", "java.util")  # Robolectric looks into their classes
 JUNIT = ("junit", "hamcrest-core")
 KEPT = "-keep class **Test, qndeploy.Fixtures { *; }\n-keepattributes *Annotation*\n-dontwarn **\n"
 
 
 @dataclass(frozen=True)
 class Vm:
-    """A Java VM: the command that runs a class after options, and the folder of native libraries."""
+    """A Java VM: the command that runs a class after options, the folder of native libraries, and the processor that these are for."""
 
     command: tuple[str, ...]
     libraries: Path
+    machine: Machine
 
     def run(self, path: Sequence[Path], properties: dict[str, object], tests: Sequence[str]) -> int:
         """JUnit's exit code; it prints its report."""
-        defined = {"java.class.path": ":".join(map(str, path)), "java.library.path": self.libraries, "onnxruntime.native.path": self.libraries}
+        defined: dict[str, object] = {
+            "java.class.path": ":".join(map(str, path)),
+            "java.library.path": self.libraries,
+            "onnxruntime.native.path": self.libraries,
+        }
+        defined["sun.java.command"] = "org.junit.runner.JUnitCore"  # as the java command would say
         options = [f"-D{key}={value}" for key, value in {**defined, **properties}.items()]
-        return subprocess.run([*self.command, "-Xmx1g", *options, "org.junit.runner.JUnitCore", *tests], check=False).returncode
+        opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
+        return subprocess.run([*self.command, "-Xmx1g", *opened, *options, "org.junit.runner.JUnitCore", *tests], check=False).returncode
 
 
 def here(work: Path) -> Vm:
@@ -48,10 +57,13 @@ def here(work: Path) -> Vm:
         BuildError: the machine is no x86-64, or a tool is missing.
     """
     if platform.machine() != "x86_64":
-        raise BuildError(f"the runtimes' Android libraries are there for x86_64 and arm64-v8a under qemu; this machine is {platform.machine()}")
-    made = make(Machine("x86_64", ("gcc",)), work / "x86_64")
+        raise BuildError(
+            f"the runtimes' Android libraries are there for x86_64 and arm64-v8a under qemu; this machine is {platform.machine()}"
+        )
+    machine = Machine("x86_64", ("gcc",), ("clang++",), Path("/lib/x86_64-linux-gnu/libz.so.1"))
+    made = make(machine, work / "x86_64")
     libjvm = Path(shutil.which("java") or "/").resolve().parents[1] / "lib/server/libjvm.so"
-    return Vm(("env", f"LD_LIBRARY_PATH={made}", str(made / "launch"), str(libjvm)), made)
+    return Vm(("env", f"LD_LIBRARY_PATH={made}", str(made / "launch"), str(libjvm)), made, machine)
 
 
 def arm64(work: Path) -> Vm:
@@ -66,13 +78,19 @@ def arm64(work: Path) -> Vm:
         fetch_debian(("openjdk-17-jre-headless",), "arm64", cache_folder() / "downloads", root)
     if tools.compiler is None or tools.qemu is None:
         raise BuildError("a cross compiler and qemu are missing: qn-deploy devices setup qemu")
-    made = make(Machine("arm64-v8a", tools.compiler), work / "arm64-v8a")
+    gcc = Path(tools.compiler[0]).resolve()
+    cross = gcc.parents[1] / "aarch64-linux-gnu"
+    headers = ("--target=aarch64-linux-gnu", "-isystem", str(cross / "include"))
+    gcc_own = max((gcc.parents[1] / "lib/gcc-cross/aarch64-linux-gnu").iterdir())
+    linker = (f"-B{cross / 'lib'}", f"-L{cross / 'lib'}", f"-B{gcc_own}", f"-L{gcc_own}", f"--ld-path={cross / 'bin/ld'}")
+    machine = Machine("arm64-v8a", tools.compiler, ("clang++", *headers), bundle / "lib/libz.so.1", linker)
+    made = make(machine, work / "arm64-v8a")
     (home,) = (path for path in (root / "usr/lib/jvm").iterdir() if path.name.endswith("arm64") and not path.is_symlink())
     own = root / "usr/lib/aarch64-linux-gnu"
     libraries = ":".join(map(str, (made, bundle / "lib", home / "lib", own, root / "lib/aarch64-linux-gnu")))
     loader = (str(bundle / "lib/ld-linux-aarch64.so.1"), "--library-path", libraries)
     qemu = (str(tools.qemu), "-cpu", DEFAULT_CPU, "-L", str(bundle / "cpu" / DEFAULT_CPU))  # its /proc/cpuinfo
-    return Vm((*qemu, *loader, str(made / "launch"), str(home / "lib/server/libjvm.so"), QUICK), made)
+    return Vm((*qemu, *loader, str(made / "launch"), str(home / "lib/server/libjvm.so"), QUICK), made, machine)
 
 
 def runtime_classes(work: Path) -> list[Path]:
@@ -139,8 +157,7 @@ def test(fixtures: Path, names: list[str], minified: bool, on_arm: bool) -> int:
         if minified:
             path = [minify([pack(work / "classes", work / "classes.jar"), *classes], around, work)]
         vm = (arm64 if on_arm else here)(work)
-        if (backend := fixtures / "backend" / vm.libraries.name).exists():
-            shutil.copy(backend, vm.libraries / "libqn_xnnpack_backend.so")
+        build_backend(vm.machine, vm.libraries)
         return vm.run([*path, *around], {"qn.fixtures": fixtures, "java.io.tmpdir": work}, tests)
 
 

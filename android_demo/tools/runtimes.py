@@ -2,8 +2,8 @@
 
     python android_demo/tools/runtimes.py FOLDER
 
-The official AARs are on Google's and Maven's servers; these are third-party builds of the same sources (onnxruntime 1.29, ExecuTorch 1.x), pinned
-by hash in npm.sha256. An app that you ship takes the official ones.
+The official AARs are on Google's and Maven's servers; these are third-party builds of the same sources (onnxruntime 1.29, ExecuTorch
+1.x), pinned by hash in npm.sha256. An app that you ship takes the official ones.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python android_demo/tools/screens.py ASSETS [FOUND]
 
-ASSETS has a folder of assets for each test class of screen_tests: good/ for GoodTest. Pictures of the screens go to FOUND (build/screens) and
-are compared with those in screen_tests/screens/; one that changed on purpose is looked at, and copied there.
+ASSETS has a folder of assets for each test class of screen_tests: good/ for GoodTest. Pictures of the screens go to FOUND (build/screens)
+and are compared with those in screen_tests/screens/; one that changed on purpose is looked at, and copied there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def test(assets: Path, found: Path) -> int:
                 javac(work / "classes", [*around, framework], LIBRARY, "app/src/main", TESTS, STYLES, *(work / "gen").rglob("*.java"))
             config = work / "classes/com/android/tools/test_config.properties"
             config.parent.mkdir(parents=True, exist_ok=True)
-            places = {"android_merged_manifest": work / "AndroidManifest.xml", "android_resource_apk": base, "android_merged_assets": folder}
+            places = {
+                "android_merged_manifest": work / "AndroidManifest.xml",
+                "android_resource_apk": base,
+                "android_merged_assets": folder,
+            }
             config.write_text("".join(f"{key}={value}\n" for key, value in {**places, "android_custom_package": PACKAGE}.items()))
             properties = {
                 "robolectric.offline": "true",
@@ -49,7 +53,7 @@ def test(assets: Path, found: Path) -> int:
                 "qn.screens.found": found,
                 "java.io.tmpdir": work,
             }
-            codes.append(vm.run([work / "classes", *around], properties, [f"{PACKAGE}.{folder.name.title()}Test"]))
+            codes.append(vm.run([work / "classes", *around, framework], properties, [f"{PACKAGE}.{folder.name.title()}Test"]))
         return max(codes)
 
 

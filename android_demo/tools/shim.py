@@ -1,7 +1,8 @@
 """Makes Android's libraries loadable in a process of Debian: libc.so, libm.so, libdl.so, liblog.so and libandroid.so over glibc.
 
-For each function of bionic that a given library asks for there is a symbol that jumps to glibc's function, or to that of shim/libc.c where the
-two differ. Beside them a launcher for a Java VM. This is neither Android nor its C library: it lets the code of the runtimes run, no more.
+For each function of bionic that a given library asks for there is a symbol that jumps to glibc's function, or to that of shim/libc.c
+where the two differ. Beside them a launcher for a Java VM. This is neither Android nor its C library: it lets the code of the runtimes
+run, no more.
 """
 
 from __future__ import annotations
@@ -24,10 +25,21 @@ QUAD = ("strtold", "frexpl", "ldexpl", "llroundl", "wcstold", "strtold_l")  # lo
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor: Android's name for it, and the compiler (with options) and Java headers for Debian's libraries."""
+    """A processor: Android's name for it, and what makes libraries for it that run on Debian.
+
+    Attributes:
+        abi: arm64-v8a or x86_64.
+        compiler: gcc for it, with options.
+        clang: clang for it, with options, which has LLVM's C++ headers.
+        zlib: Debian's library.
+        linker: further options of clang for linking.
+    """
 
     abi: str
     compiler: tuple[str, ...]
+    clang: tuple[str, ...]
+    zlib: Path
+    linker: tuple[str, ...] = ()
 
 
 def make(machine: Machine, out: Path) -> Path:
@@ -50,7 +62,18 @@ def make(machine: Machine, out: Path) -> Path:
     exported = {"LIBC": "global: __sF; stderr; stdin; stdout; local: qn_*; fw_*; "}
     (out / "map").write_text("".join(f"{version} {{ {exported.get(version, '')}}};\n" for version in versions))
     shared = (*machine.compiler, "-shared", "-fPIC", "-O1", "-w", f"-Wl,--version-script,{out / 'map'}")
-    run(*shared, "-o", out / "libc.so", "-Wl,-soname,libc.so", "-Wl,-z,now", out / "forward.S", SOURCES / "libc.c", "-lm", "-ldl", "-lpthread")
+    run(
+        *shared,
+        "-o",
+        out / "libc.so",
+        "-Wl,-soname,libc.so",
+        "-Wl,-z,now",
+        out / "forward.S",
+        SOURCES / "libc.c",
+        "-lm",
+        "-ldl",
+        "-lpthread",
+    )
     (out / "empty.c").write_text("")
     for name in ("libm", "libdl"):  # bionic's libc.so has not all of it; ours has
         run(*shared, "-o", out / f"{name}.so", f"-Wl,-soname,{name}.so", out / "empty.c", "-Wl,--no-as-needed", out / "libc.so")
@@ -86,7 +109,7 @@ def _forwards(abi: str, asked: Sequence[tuple[str, str]]) -> str:
 
 
 def _quad(name: str) -> str:
-    """frexpl -> frexpf128, strtold_l -> strtof128_l."""
+    """Frexpl -> frexpf128, strtold_l -> strtof128_l."""
     return re.sub(r"(?:ld|l)(_l)?$", r"f128\1", name)
 
 

@@ -16,7 +16,7 @@ TOOLS = Path(__file__).parent
 APP = TOOLS.parent
 PACKAGES = {
     "javac": "default-jdk-headless", "mvn": "maven", "npm": "npm", "aapt2": "aapt", "zipalign": "zipalign", "apksigner": "apksigner",
-    "gcc": "gcc", "g++": "g++", "readelf": "binutils",
+    "gcc": "gcc", "clang++": "clang libc++-dev", "readelf": "binutils",
 }  # fmt: skip
 QUICK = "-XX:TieredStopAtLevel=1"  # for runs of seconds: the JVM's second compiler would take more time than it saves
 LINES = 40  # of what a tool said that are shown when it fails

@@ -1,4 +1,4 @@
-"""The app's screens, as Android 15's own framework draws them on this machine; and hundreds of damaged files, each refused on the screen."""
+"""The app's screens, as Android 15's own framework draws them here; and hundreds of damaged files, each refused on the screen."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def damage(models: Path, target: Path) -> None:
         for file in (*index[model]["files"], "manifest.json", "golden.safetensors"):
             data = (models / model / file).read_bytes()
             kinds: dict[str, bytes | None] = {
-                f"bit-{at}": data[: len(data) * at // 22] + bytes([data[len(data) * at // 22] ^ 1 << at % 8]) + data[len(data) * at // 22 + 1 :]
+                f"bit-{at}": data[: len(data) * at // 22]
+                + bytes([data[len(data) * at // 22] ^ 1 << at % 8])
+                + data[len(data) * at // 22 + 1 :]
                 for at in range(20)
             }
             kinds |= {"cut": data[:-1], "longer": data + b"\0", "empty": b"", "missing": None}

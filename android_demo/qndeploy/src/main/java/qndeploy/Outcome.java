@@ -1,5 +1,6 @@
 package qndeploy;
 
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -11,12 +12,22 @@ public final class Outcome {
     /** Outputs for the golden inputs; null if it did not run. */
     public final List<TensorData> outputs;
     /**
-     * All that is reported: passed, model, file, runtime, found, limit; file_bytes, load_us, ram_bytes (growth of the process by loading and
+     * All that is reported: passed, model, file, runtime, found, limit; manifest_sha256, file_bytes, load_us, ram_bytes (growth of the process by loading and
      * the first run), p50_us and p90_us for a batch of this size.
      */
     public final Map<String, Object> facts = new LinkedHashMap<>();
 
-    Outcome(String model, String file, String runtime, Verdict verdict, List<TensorData> outputs, Map<String, Long> figures) {
+    /** A model that can't be read. */
+    Outcome(String model, Verdict verdict) {
+        this(model, "", "", verdict, null, Collections.emptyMap());
+    }
+
+    Outcome(QnBuild build, String file, String runtime, Verdict verdict, List<TensorData> outputs, Map<String, Long> figures) {
+        this(build.name, file, runtime, verdict, outputs, figures);
+        facts.put("manifest_sha256", build.manifestSha256);
+    }
+
+    private Outcome(String model, String file, String runtime, Verdict verdict, List<TensorData> outputs, Map<String, Long> figures) {
         this.verdict = verdict;
         this.outputs = outputs;
         facts.put("passed", verdict.passed);

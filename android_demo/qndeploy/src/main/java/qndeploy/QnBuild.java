@@ -26,6 +26,8 @@ public final class QnBuild {
     private static final String ROOT = "models/";
     public final String name;
     public final Manifest manifest;
+    /** Of manifest.json: which export of the model this is. */
+    public final String manifestSha256;
     /** The programs that were put into the app. */
     public final List<String> programs = new ArrayList<>();
     /** A folder of the app's own, for files that a runtime takes by their path only. */
@@ -43,7 +45,8 @@ public final class QnBuild {
                 programs.add(listed.getString(i));
             }
         }
-        manifest = new Manifest(checked("manifest.json", entry.getString("manifest_sha256")));
+        manifestSha256 = entry.getString("manifest_sha256");
+        manifest = new Manifest(checked("manifest.json", manifestSha256));
         check(!programs.isEmpty(), name + ": no program was put into the app");
         check(manifest.files.keySet().containsAll(programs), name + ": not all of " + programs + " are listed in the manifest");
         golden = new Safetensors(checked("golden.safetensors", manifest.goldenSha256));

@@ -50,7 +50,7 @@ public final class QnCheck {
         try {
             return new Runner(RUNS).run(QnBuild.of(context, name), file -> started.accept(name, file));
         } catch (IOException error) {
-            return Collections.singletonList(new Outcome(name, "", "", Verdict.ofError(error), null, Collections.emptyMap()));
+            return Collections.singletonList(new Outcome(name, Verdict.ofError(error)));
         }
     }
 }

@@ -47,7 +47,7 @@ public final class Runner {
                 String files = first.get("file") + "," + other.facts.get("file");
                 String runtimes = first.get("runtime") + " to " + other.facts.get("runtime");
                 Verdict verdict = Verdict.ofTwins(build, outputs, other.outputs);
-                outcomes.add(new Outcome(build.name, files, runtimes, verdict, null, Collections.<String, Long>emptyMap()));
+                outcomes.add(new Outcome(build, files, runtimes, verdict, null, Collections.emptyMap()));
             }
         }
         return outcomes;
@@ -66,10 +66,10 @@ public final class Runner {
                 List<TensorData> outputs = program.run(build.golden("input"));
                 figures.put("ram_bytes", Math.max(0, residentBytes() - before));
                 measure(program, build, figures);
-                return new Outcome(build.name, file, entry.runtime, Verdict.ofRuntime(build, entry.exporter, outputs), outputs, figures);
+                return new Outcome(build, file, entry.runtime, Verdict.ofRuntime(build, entry.exporter, outputs), outputs, figures);
             }
         } catch (Exception | LinkageError error) {
-            return new Outcome(build.name, file, entry.runtime, Verdict.ofError(error), null, figures);
+            return new Outcome(build, file, entry.runtime, Verdict.ofError(error), null, figures);
         }
     }
 

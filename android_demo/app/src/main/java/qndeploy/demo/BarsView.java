@@ -22,7 +22,6 @@ public final class BarsView extends View {
         bar.setColor(theme.getColor(1, 0));
         theme.recycle();
         text.setTextAlign(Paint.Align.CENTER);
-        bar.setStrokeCap(Paint.Cap.ROUND);
     }
 
     void show(double[] digits) {
