@@ -65,7 +65,7 @@ def resources(work: Path, assets: Path) -> Path:
     manifest.write_text(text.replace("<application", '<application android:extractNativeLibs="true"', 1))
     run("aapt2", "compile", "--dir", main / "res", "-o", work / "res.zip")
     sdk = ("--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK), "--version-code", "1", "--version-name", "0.1.0")
-    stored = [word for extension in IN_PLACE for word in ("-0", extension)]
+    stored = [word for extension in IN_PLACE for word in ("-0", f".{extension}")]
     with_assets = ("-A", assets) if assets.is_dir() else ()
     command = ("aapt2", "link", "-I", jar("android-all"), "--manifest", manifest, "--java", work / "gen", *sdk, *stored, *with_assets)
     run(*command, "--proguard", work / "named.pro", "-o", work / "base.apk", work / "res.zip")

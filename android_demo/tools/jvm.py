@@ -63,7 +63,7 @@ def here(work: Path) -> Vm:
     machine = Machine("x86_64", ("gcc",), ("clang++",), Path("/lib/x86_64-linux-gnu/libz.so.1"))
     made = make(machine, work / "x86_64")
     libjvm = Path(shutil.which("java") or "/").resolve().parents[1] / "lib/server/libjvm.so"
-    return Vm(("env", f"LD_LIBRARY_PATH={made}", str(made / "launch"), str(libjvm)), made, machine)
+    return Vm(("env", f"LD_LIBRARY_PATH={made}", str(made / "launch"), str(libjvm), QUICK), made, machine)
 
 
 def arm64(work: Path) -> Vm:
@@ -80,10 +80,12 @@ def arm64(work: Path) -> Vm:
         raise BuildError("a cross compiler and qemu are missing: qn-deploy devices setup qemu")
     gcc = Path(tools.compiler[0]).resolve()
     cross = gcc.parents[1] / "aarch64-linux-gnu"
-    headers = ("--target=aarch64-linux-gnu", "-isystem", str(cross / "include"))
+    llvm = max(Path("/usr/lib").glob("llvm-*/include/c++/v1"))  # its C++ headers come before those of the C library, which they include
+    headers = ("--target=aarch64-linux-gnu", "-nostdlibinc", "-nostdinc++", *(f"-isystem{folder}" for folder in (llvm, cross / "include")))
     gcc_own = max((gcc.parents[1] / "lib/gcc-cross/aarch64-linux-gnu").iterdir())
     linker = (f"-B{cross / 'lib'}", f"-L{cross / 'lib'}", f"-B{gcc_own}", f"-L{gcc_own}", f"--ld-path={cross / 'bin/ld'}")
-    machine = Machine("arm64-v8a", tools.compiler, ("clang++", *headers), bundle / "lib/libz.so.1", linker)
+    compiler = (tools.compiler[0].replace("g++", "gcc"), *tools.compiler[1:])  # the shim is C
+    machine = Machine("arm64-v8a", compiler, ("clang++", *headers, *tools.compiler[1:]), bundle / "lib/libz.so.1", linker)
     made = make(machine, work / "arm64-v8a")
     (home,) = (path for path in (root / "usr/lib/jvm").iterdir() if path.name.endswith("arm64") and not path.is_symlink())
     own = root / "usr/lib/aarch64-linux-gnu"
