@@ -19,7 +19,7 @@ test-slow: .venv/test
 # Emulated 64-bit ARM processors. What is missing is fetched into the cache folder by apt and pip, without root.
 test-arm: .venv/test
 	$(BIN)/qn-deploy devices setup qemu
-	QN_REQUIRE=all $(BIN)/python -m pytest -n $(TEST_WORKERS) runtime_tests/test_devices.py tests/verify/devices
+	QN_REQUIRE=all $(BIN)/python -m pytest -n $(TEST_WORKERS) runtime_tests/test_devices.py tests/verification/devices
 
 check: .venv/test
 	$(BIN)/ruff check .

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy import compress, save
-from qn_deploy.compress import Compressed
+from qn_deploy import calibrate, capture, compress, save
+from qn_deploy.program.program import Program
 from qn_deploy.recipe import Recipe, Rule, Table
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -81,9 +81,10 @@ def qn_deploy(*arguments: str | Path, timeout: float = 300) -> Done:
 
 @dataclass(frozen=True)
 class Model:
-    """A compressed model and the model.pt of it, with calibration batches and without."""
+    """A module, the program that it was compressed to, and the model.pt of it, with ranges for static int8 and without."""
 
-    compressed: Compressed
+    module: nn.Module
+    program: Program
     inputs: tuple[Tensor, ...]
     path: Path
     uncalibrated: Path
@@ -94,14 +95,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A compressed Small, saved."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    inputs = (torch.randn(4, 1, 8, 8),)
-    compressed = compress.compress(Small().eval(), RECIPE, inputs)
+    inputs, module = (torch.randn(4, 1, 8, 8),), Small().eval()
+    plain = compress(capture(module, inputs, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=16)},)), RECIPE)
+    program = calibrate(plain, [(torch.randn(8, 1, 8, 8),) for _ in range(2)])
     folder = tmp_path_factory.mktemp("model")
-    shapes = ({0: torch.export.Dim("batch", min=1, max=16)},)
-    calibration = [(torch.randn(8, 1, 8, 8),) for _ in range(2)]
-    save(compressed, folder / "model.pt", example_inputs=inputs, dynamic_shapes=shapes, calibration=calibration)
-    save(compressed, folder / "uncalibrated.pt", example_inputs=inputs, dynamic_shapes=shapes)
-    return Model(compressed, inputs, folder / "model.pt", folder / "uncalibrated.pt")
+    save(program, folder / "model.pt")
+    save(plain, folder / "uncalibrated.pt")
+    return Model(module, program, inputs, folder / "model.pt", folder / "uncalibrated.pt")
 
 
 @dataclass(frozen=True)

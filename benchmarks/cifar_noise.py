@@ -15,7 +15,7 @@ from classifier import Labelled, constants
 from rows import at_least, at_most, chosen, clock, finish, json_option, over_seeds, seed_option, skip
 from torch import nn
 
-from qn_deploy.compress import Compressed, compress
+from qn_deploy.compression import Compressed, compress
 
 TITLE = "Quant-Noise on ResNet-20, CIFAR-10"
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,8 @@ from classifier import Labelled, Stage, float_row, measure
 from rows import Row, at_least, below, chosen, clock, finish, json_option, seed_option, skip
 from torch import Tensor, nn
 
-from qn_deploy.compress import Compressed, compress
-from qn_deploy.program.exporter import find_exporters
+from qn_deploy.compression import Compressed, compress
+from qn_deploy.exporting.exporter import find_exporters
 
 TITLE = "ResNet-20 on CIFAR-10"
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from qn_deploy import noise
-from qn_deploy.compress import IPQ, Compressed, ipq
+from qn_deploy.compression import IPQ, Compressed, ipq
 from qn_deploy.recipe import Int4, Int8, Recipe, Rule, Table
 
 BATCH, LR = 128, 0.01  # of fine-tuning

@@ -11,15 +11,15 @@ import torch
 from rows import Row, at_most
 from torch import Tensor, nn
 
-from qn_deploy.compress import Compressed
-from qn_deploy.program import build
-from qn_deploy.program.exporter import Exporter, find_exporters
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.manifest import Manifest
+from qn_deploy.compression import Compressed
+from qn_deploy.exporting.export import export
+from qn_deploy.exporting.exporter import Exporter, find_exporters
+from qn_deploy.exporting.manifest import Manifest
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.store import save
-from qn_deploy.verify.ladder import verify
+from qn_deploy.verification.ladder import verify
 
 MAX_BATCH = 256
 GOLDEN = 32  # test images that become the golden inputs
@@ -80,7 +80,7 @@ def measure(
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
         calibration=[(batch,) for batch in torch.split(calibration, 64)],
     )
-    manifest = build.export(program, Activations.STATIC, folder / "build", "arm", progress=lambda stage: progress(f"{name}: {stage}"))
+    manifest = export(program, folder / "build", progress=lambda stage: progress(f"{name}: {stage}")).manifest
     progress(f"{name}: climbing the parity ladder")
     report = verify(folder / "build")
     failed = [check for check in report.checks if check.rung <= 4 and not check.passed]
@@ -118,7 +118,7 @@ def _sizes(manifest: Manifest) -> list[Row]:
 def _over_all(program: Program, manifest: Manifest, files: dict[str, bytes], tests: Labelled, progress: Callable[[str], None]) -> list[Row]:
     """Accuracy of each way to run the program, and how far apart they are over all the test images."""
     exporters = find_exporters()
-    lowered = lower(program, Activations.STATIC)
+    lowered = lower(program, Form(Activations.STATIC))
     progress("float activations and simulation over the test images")
     rows = [Row("accuracy with float activations", tests.accuracy(tests.run(program.exported.module())), "%")]
     logits = {SIMULATION: tests.run(_first_output(lowered.simulate))}
@@ -138,7 +138,7 @@ def _over_all(program: Program, manifest: Manifest, files: dict[str, bytes], tes
         bars.append(at_most(f"logits that differ, {runtime}, tables to dense int8", differing, f"of {logits[runtime].numel():,}", 0))
     rows += [Row(f"accuracy on {what}", tests.accuracy(found), "%") for what, found in logits.items()]
     pairs += itertools.combinations([entry.runtime for entry in manifest.files.values()], 2)
-    step = manifest.outputs[0].step
+    (step,) = {step for entry in manifest.files.values() for step in entry.steps}
     assert step is not None  # static activations quantize the output
     return rows + bars + [row for first, second in pairs for row in _apart(first, second, logits, step)]
 

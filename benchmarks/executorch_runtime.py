@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from workloads import CONV, DYNAMIC, LINEAR, STATIC, WORKLOADS, Workload, random_program, stack
 
 from qn_deploy.exporters.to_executorch import EXPORTER, build
-from qn_deploy.program.build import theoretical_bytes
-from qn_deploy.program.exporter import Options
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporters.to_executorch.options import ExecutorchOptions
+from qn_deploy.exporting.describe import theoretical_bytes
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.recipe import Recipe, Rule, Table
-from qn_deploy.verify.numerics import compare
+from qn_deploy.verification.numerics import compare
 
 TITLE = "Tables on ExecuTorch"
 FILE_FACTOR, FILE_EXTRA = 1.02, 24 * 1024  # bytes of a file against those of its constants
@@ -111,7 +112,7 @@ class _Runner:
 def _workload(name: str, workload: Workload, runner: _Runner) -> list[Row]:
     x = workload.inputs()
     program = random_program(workload.make().eval(), x, workload.recipe, workload.activations)
-    written = EXPORTER.write(program, workload.activations)
+    written = write_file(EXPORTER, program, workload.activations)
     data, stock, (container,) = written.data, EXPORTER.dense(written.data), written.companions.values()
     limit = FILE_FACTOR * theoretical_bytes(program) + FILE_EXTRA
     rows = [
@@ -154,7 +155,7 @@ def _rebuild() -> list[Row]:
         ("Conv 3x3 512", nn.Sequential(*(nn.Conv2d(512, 512, 3) for _ in range(4))), torch.randn(1, 512, 14, 14), CONV),
     ):
         activations = STATIC if recipe is CONV else DYNAMIC
-        written = EXPORTER.write(random_program(model.eval(), x, recipe, activations), activations)
+        written = write_file(EXPORTER, random_program(model.eval(), x, recipe, activations), activations)
         seconds = []
         for _ in range(10):
             start = time.perf_counter()
@@ -169,7 +170,7 @@ def _rebuild() -> list[Row]:
 def _embedding(runner: _Runner) -> list[Row]:
     ids = torch.tensor([[7]])
     program = random_program(nn.Sequential(nn.Embedding(*EMBEDDING)).eval(), ids, LINEAR, DYNAMIC)
-    data = EXPORTER.write(program, DYNAMIC).data
+    data = write_file(EXPORTER, program, DYNAMIC).data
     (found,) = runner.load(ids, data)
     size = len(data) / 2**20
     return [
@@ -183,8 +184,8 @@ def _graph_form(runner: _Runner) -> list[Row]:
     """The stack of 12 layers, its weights looked up at every run."""
     x = torch.randn(1, 2048)
     program = random_program(stack().eval(), x, ONE_CODEBOOK, DYNAMIC)
-    delegate = EXPORTER.write(program, DYNAMIC).data
-    graph = EXPORTER.write(program, Activations.NONE, Options(executorch_form="graph")).data
+    delegate = write_file(EXPORTER, program, DYNAMIC).data
+    graph = write_file(EXPORTER, program, Activations.NONE, ExecutorchOptions(form="graph")).data
     looked_up, expanded = runner.load(x, graph, delegate)
     name = "12 layers of 2048x2048, graph form"
     return [

@@ -14,13 +14,14 @@ from rows import Row, at_most, chosen, clock, finish, json_option, seed_option
 from workloads import WORKLOADS, Workload, random_program
 
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.lower import Activations
-from qn_deploy.verify.devices.device import Ended, call
-from qn_deploy.verify.devices.qemu import Qemu
-from qn_deploy.verify.devices.run import run_on
-from qn_deploy.verify.isolated import Run, RuntimeFailure
+from qn_deploy.verification.devices.device import Ended, call
+from qn_deploy.verification.devices.qemu import Qemu
+from qn_deploy.verification.devices.run import run_on
+from qn_deploy.verification.isolated import Run, RuntimeFailure
 
 TITLE = "Instructions of 64-bit ARM"
 PROCESSORS = ("cortex-a53", "cortex-a76")  # without and with dot products of int8
@@ -102,8 +103,8 @@ def _workload(name: str, workload: Workload, devices: list[Counting]) -> list[Ro
     program = random_program(model, x, workload.recipe, workload.activations)
     rows = []
     for exporter_name, exporter in find_exporters().items():
-        tables = exporter.write(program, workload.activations).data
-        runs = (Run(tables), Run(exporter.dense(tables)), Run(exporter.write(plain, Activations.NONE).data))
+        tables = write_file(exporter, program, workload.activations).data
+        runs = (Run(tables), Run(exporter.dense(tables)), Run(write_file(exporter, plain, Activations.NONE).data))
         for device in devices:
             what = f"{name}, {exporter_name}, {device.name.removeprefix('qemu:')}"
             once, more = (_count(device, exporter_name, runs, x, repeats) for repeats in (0, REPEATS))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from rows import Row, at_least, at_most, clock, finish, json_option, seed_option, skip
 from torch import Tensor, nn
 
-from qn_deploy.compress import Compressed, compress, progress_bar
+from qn_deploy.compression import Compressed, compress, progress_bar
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
 
 TITLE = "MiniLM on STS-B"

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from workloads import DYNAMIC, LINEAR, WORKLOADS, Workload, random_program, stack
 
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.build import theoretical_bytes
-from qn_deploy.program.exporter import Options
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporters.to_onnx.options import OnnxOptions
+from qn_deploy.exporting.describe import theoretical_bytes
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.quiet import quiet
 
 TITLE = "Tables on onnxruntime"
@@ -65,7 +66,7 @@ def main(only: tuple[str, ...], samples: int, seed: int, json_file: Path | None)
 def _workload(name: str, workload: Workload, samples: int) -> list[Row]:
     model, x = workload.make().eval(), workload.inputs()
     program = random_program(model, x, workload.recipe, workload.activations)
-    data = EXPORTER.write(program, workload.activations).data
+    data = write_file(EXPORTER, program, workload.activations).data
     plain = paired.float_onnx(model, x)
     own = _int8_of_onnxruntime(plain, x, workload.activations)
     tables = paired.onnxruntime_call(data, x)
@@ -86,7 +87,7 @@ def _load(samples: int) -> list[Row]:
     x = torch.randn(1, 2048)
     model = stack().eval()
     program = random_program(model, x, LINEAR, DYNAMIC)
-    written = EXPORTER.write(program, DYNAMIC, Options(shell=True))
+    written = write_file(EXPORTER, program, DYNAMIC, OnnxOptions(shell=True))
     own = _int8_of_onnxruntime(paired.float_onnx(model, x), x, DYNAMIC)
     pair = paired.paired(
         lambda: paired.onnxruntime_call(written.data, x)(), lambda: paired.onnxruntime_call(own, x)(), max(4, samples // 6)
@@ -112,7 +113,7 @@ def _load(samples: int) -> list[Row]:
 def _embedding(samples: int) -> list[Row]:
     ids = torch.tensor([[7]])
     program = random_program(nn.Sequential(nn.Embedding(*EMBEDDING)).eval(), ids, LINEAR, DYNAMIC)
-    data = EXPORTER.write(program, DYNAMIC).data
+    data = write_file(EXPORTER, program, DYNAMIC).data
     own = _int8_embedding()
     pair = paired.paired(paired.onnxruntime_call(data, ids), paired.onnxruntime_call(own, ids), samples)
     with tempfile.TemporaryDirectory() as name:

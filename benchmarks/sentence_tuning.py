@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qn_deploy.compress import Compressed, Tune, tune
-from qn_deploy.compress.progress import Tell
+from qn_deploy.compression import Compressed, Tune, tune
+from qn_deploy.compression.progress import Tell
 
 Tokenize = Callable[..., tuple[Tensor, Tensor]]
 """(texts, most tokens) -> ids int64 [N, T], mask int64 [N, T], 0 where a text has ended."""

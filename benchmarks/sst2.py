@@ -15,7 +15,7 @@ from rows import at_least, chosen, clock, finish, json_option, over_seeds, seed_
 from torch import nn
 
 from qn_deploy import noise
-from qn_deploy.compress import Compressed, Tune, compress, tune
+from qn_deploy.compression import Compressed, Tune, compress, tune
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
 
 TITLE = "SST-2, 2-layer Transformer"

@@ -10,14 +10,14 @@ import torch
 from models import Encoder, MobileNet, ResNet50
 from torch import Tensor, nn
 
-from qn_deploy.compress.batchnorm import fold_batchnorm
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
+from qn_deploy.compression.batchnorm import fold_batchnorm
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
-from qn_deploy.program.lower import Activations
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Float, Method, Recipe, Rule, Table
 from qn_deploy.recipe.paper import resnet, transformer
 from qn_deploy.recipe.parameters import ONE_SCALE, compressible
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 STATIC, DYNAMIC = Activations.STATIC, Activations.DYNAMIC
 LINEAR = Recipe((Rule(Table(8, 256)),), title="d=8")
@@ -65,7 +65,7 @@ def random_program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Act
     fold_batchnorm(model, (x,))
     weights: dict[str, CompressedWeight] = {}
     for slot in compressible(model):
-        method = recipe.method_for(slot.name, slot.module)
+        method = recipe.method_for(slot.site)
         if not isinstance(method, Float):
             weights[slot.name] = _random(slot.weight, method, per_row=not isinstance(slot.module, ONE_SCALE))
             with torch.no_grad():

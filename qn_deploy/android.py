@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qn_deploy.errors import InputError
+from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, Manifest, read_listed, read_manifest
 from qn_deploy.files import make_folder, read_bytes, write_atomic
-from qn_deploy.program.manifest import GOLDEN, MANIFEST, Manifest, read_listed, read_manifest
 
 APP_MANIFEST = Path("app/src/main/AndroidManifest.xml")
 MODELS = Path("app/src/main/assets/models")

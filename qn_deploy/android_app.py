@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from qn_deploy.errors import InputError, ToolchainError
+from qn_deploy.exporting.manifest import MANIFEST
 from qn_deploy.files import read_bytes
-from qn_deploy.program.manifest import MANIFEST
-from qn_deploy.verify.devices.device import call, last_line
-from qn_deploy.verify.judge import Check
+from qn_deploy.processes import call, last_line
+from qn_deploy.verification.report import Check
 
 PACKAGE = "qndeploy.demo"
 TAG, DONE = "QN_PARITY", "DONE "  # as the library's QnCheck writes its log
-PATIENCE_S, PAUSE_S = 600.0, 0.5
+PATIENCE_S, PAUSE_S = 600.0, 0.5  # for all checks of the app, and between two looks at its log
+ADB_S = 600.0  # for one command
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class AndroidApp:
 
     def _adb(self, *words: str) -> str:
         command = ("adb", *(("-s", self.serial) if self.serial else ()), *words)
-        ended = call(command, PATIENCE_S)
+        ended = call(command, ADB_S)
         if ended.code:
             said = last_line(ended.err) or last_line(ended.out) or ended.ending
             raise ToolchainError(f"{' '.join(command[:4])}: {said}; `adb devices` lists what is connected")

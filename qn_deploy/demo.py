@@ -14,17 +14,19 @@ from rich.table import Table as TextTable
 from torch import Tensor, nn
 
 from qn_deploy import noise
-from qn_deploy.compress import IPQ, CompressedWeight, Progress, compress, ipq
+from qn_deploy.compression import IPQConfig, Progress, compress, ipq
+from qn_deploy.exporting.build import Build
+from qn_deploy.exporting.describe import theoretical_bytes
+from qn_deploy.exporting.export import export
+from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.files import make_folder
-from qn_deploy.program import build
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.manifest import Manifest
+from qn_deploy.lowering.lower import Activations, Form, lower
+from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
 from qn_deploy.program.store import save
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
-from qn_deploy.report.tables import print_build, print_report, size
-from qn_deploy.verify.ladder import verify
+from qn_deploy.report.tables import size
+from qn_deploy.verification.ladder import verify
 
 SEED = 0
 EPOCHS, BATCH = 30, 64
@@ -96,28 +98,19 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
             progress(f"iPQ: group {at.stage + 1} of {at.stages} tuned ({', '.join(at.names)}), loss {at.loss:.4f}")
 
     progress("iPQ: compressing group by group")
-    compressed = ipq(
-        model,
-        RECIPE,
-        [(batch,) for batch in batches],
-        IPQ(stages=2, steps=120, final_steps=120, lr=0.05, seed=SEED),
-        progress=tuned,
-    )
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
+    plain = capture(model, (digits.test[:BATCH],), dynamic_shapes=dynamic)
+    config = IPQConfig(stages=2, steps=120, final_steps=120, lr=0.05, seed=SEED, calibration=4)
+    program = ipq(plain, RECIPE, [(batch,) for batch in batches], config, progress=tuned)
     progress(f"saving {folder / 'model.pt'}")
-    program = save(
-        compressed,
-        folder / "model.pt",
-        example_inputs=(digits.test[:BATCH],),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
-        calibration=[(batch,) for batch in batches[:4]],
-    )
-    manifest = build.export(program, Activations.STATIC, folder / "build", "arm", progress=progress)
+    save(program, folder / "model.pt")
+    build = export(program, folder / "build", progress=progress)
     report = verify(folder / "build", progress=progress)
     progress("measuring accuracy on the test images")
-    rows = _accuracies(digits, model, program, manifest, folder / "build")
+    rows = _accuracies(digits, plain, program, build)
     progress("")
-    _print(Console(), rows, manifest, folder)
-    print_report(Console(), report)
+    _print(Console(), rows, build)
+    Console().print(report)
     _print_next(folder)
     return report.passed
 
@@ -152,31 +145,27 @@ def train(digits: Digits, progress: Callable[[str], None]) -> nn.Module:
     return model.eval()
 
 
-def _accuracies(digits: Digits, model: nn.Module, program: Program, manifest: Manifest, folder: Path) -> list[tuple[str, float, int]]:
-    inputs = (digits.test,)
-    int8 = compress(model, Recipe((Rule(Int8()),)), inputs)
+def _accuracies(digits: Digits, plain: Program, program: Program, build: Build) -> list[tuple[str, float, int]]:
+    inputs, manifest = (digits.test,), build.manifest
+    int8 = compress(plain, Recipe((Rule(Int8()),)))
+    constants = {"float": manifest.float_bytes, "int8 weights, no tables": theoretical_bytes(int8)}
+    constants["tables, float activations"] = manifest.theoretical_bytes
     with torch.no_grad():
         rows = [
-            ("float", digits.accuracy(model(*inputs)), manifest.float_bytes),
-            ("int8 weights, no tables", digits.accuracy(int8.model(*inputs)), _constant_bytes(int8.model, int8.weights)),
-            ("tables, float activations", digits.accuracy(program.exported.module()(*inputs)), manifest.theoretical_bytes),
+            (what, digits.accuracy(each.exported.module()(*inputs)[0]), count)
+            for (what, count), each in zip(constants.items(), (plain, int8, program), strict=True)
         ]
-    simulated = lower(program, Activations.STATIC).simulate(inputs)
+    simulated = lower(program, Form(Activations.STATIC)).simulate(inputs)
     rows.append(("tables, int8 activations, simulated", digits.accuracy(simulated[0]), manifest.theoretical_bytes))
     exporters = find_exporters()
     for name, entry in manifest.files.items():
-        ((logits,),) = exporters[entry.exporter].run((folder / name).read_bytes(), (inputs,))
+        ((logits,),) = exporters[entry.exporter].run((build.folder / name).read_bytes(), (inputs,))
         rows.append((f"{name} on {entry.runtime}", digits.accuracy(logits), entry.bytes))
     return rows
 
 
-def _constant_bytes(model: nn.Module, weights: dict[str, CompressedWeight]) -> int:
-    biases = sum(4 * parameter.numel() for name, parameter in model.named_parameters() if name.endswith("bias"))
-    return biases + sum(weight.nbytes for weight in weights.values())
-
-
-def _print(console: Console, rows: list[tuple[str, float, int]], manifest: Manifest, folder: Path) -> None:
-    print_build(console, manifest, folder / "build")
+def _print(console: Console, rows: list[tuple[str, float, int]], build: Build) -> None:
+    console.print(build)
     table = TextTable("digits", "accuracy", "bytes", "smaller", title="accuracy on the test images, bytes of constants or file")
     for name, accuracy, count in rows:
         table.add_row(name, f"{accuracy:.2%}", size(count), f"{rows[0][2] / count:.1f} x")

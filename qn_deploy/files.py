@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from qn_deploy.errors import InputError
 
+MAX_BYTES = 4 << 30  # of a file that is read as a whole
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # or opening a pipe would wait for its writer
 
-def read_bytes(path: str | Path) -> bytes:
-    """The content of a file, read once, so that what is checked is what is used.
+
+def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a regular file, read once, so that what is checked is what is used.
+
+    Args:
+        path: the file.
+        limit: the largest size in bytes that is read.
 
     Raises:
-        InputError: the file is missing, a directory, or can't be read.
+        InputError: the file is missing, a directory, a pipe, a device, larger than `limit`, or can't be read.
     """
     try:
-        return Path(path).read_bytes()
+        with open(os.open(path, os.O_RDONLY | _NO_WAITING), "rb") as file:
+            state = os.fstat(file.fileno())
+            if stat.S_ISDIR(state.st_mode):
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(state.st_mode):
+                raise InputError(f"cannot read {path}: it is a pipe or a device; give a regular file")
+            data = b"" if state.st_size > limit else file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise InputError(f"cannot read {path}: {_reason(error)}") from error
+    if state.st_size > limit or len(data) > limit:
+        raise InputError(f"cannot read {path}: it holds {state.st_size:,} bytes; the largest file that is read here has {limit:,}")
+    return data
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences warnings and log records below ERROR: importing torchao and executorch lists libraries that are not needed here."""
+    """Silences warnings and log records below ERROR: importing executorch lists libraries that are not needed here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

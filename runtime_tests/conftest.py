@@ -15,26 +15,28 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from qn_deploy import compress, load, save
+from qn_deploy import calibrate, capture, compress, load, save
 from qn_deploy.demo import RECIPE as DIGITS
 from qn_deploy.demo import DigitsNet
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporters.to_executorch.build import build_backend
-from qn_deploy.program import build
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations, lower
-from qn_deploy.program.manifest import MANIFEST
+from qn_deploy.exporting.config import ExportConfig
+from qn_deploy.exporting.export import export
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import MANIFEST
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations, Form, lower
+from qn_deploy.lowering.rules import Rules
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.rules import Rules
 from qn_deploy.recipe import Int4, Int8, Method, Recipe, Rule, Table
-from qn_deploy.verify import ladder, layers
-from qn_deploy.verify.devices.bundle import find_bundle
-from qn_deploy.verify.devices.device import Device
-from qn_deploy.verify.devices.find import CPU, open_device
-from qn_deploy.verify.isolated import Run
-from qn_deploy.verify.judge import Check
-from qn_deploy.verify.ladder import Report, verify
+from qn_deploy.verification import ladder, layers
+from qn_deploy.verification.devices.bundle import find_bundle
+from qn_deploy.verification.devices.device import Device
+from qn_deploy.verification.devices.find import CPU, open_device
+from qn_deploy.verification.isolated import Run
+from qn_deploy.verification.judge import Check
+from qn_deploy.verification.ladder import verify
+from qn_deploy.verification.report import Report
 from runtime_tests.models import (
     Attention,
     Branched,
@@ -204,14 +206,14 @@ class Climb:
     @cached_property
     def lowered(self) -> ExportedProgram:
         """The program with static activations."""
-        return lower(self.program, self.activations).exported
+        return lower(self.program, Form(self.activations)).exported
 
 
 @pytest.fixture(scope="session")
 def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
     """The climb of a fixture by its name, made when it is first asked for.
 
-    The runtimes run in this process: `qn_deploy.verify.isolated` has its own tests, and a child for each program would take a minute.
+    The runtimes run in this process: `qn_deploy.verification.isolated` has its own tests, and a child for each program would take a minute.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one folder for all workers
@@ -235,12 +237,12 @@ def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
 def _export(fixture: Fixture, folder: Path) -> None:
     torch.manual_seed(0)
     inputs = (fixture.inputs(8),)
-    calibration = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations.is_static else []
-    small = compress.compress(fixture.make().eval(), fixture.recipe, inputs)
+    batches = [(fixture.inputs(16),) for _ in range(2)] if fixture.activations.is_static else []
     shapes = ({0: torch.export.Dim("batch", min=1, max=32)},)
-    save(small, folder / "model.pt", example_inputs=inputs, dynamic_shapes=shapes, calibration=calibration)
+    small = compress(capture(fixture.make().eval(), inputs, dynamic_shapes=shapes), fixture.recipe)
+    save(calibrate(small, batches) if batches else small, folder / "model.pt")
     lanes = tuple(lane for lane in LANES if not missing(lane))
-    build.export(load(folder / "model.pt"), fixture.activations, folder, "arm", lanes)
+    export(load(folder / "model.pt"), folder, ExportConfig(activations=fixture.activations.value, only=lanes))
 
 
 def _run_here(exporter: str, runs: tuple[Run, ...], inputs: Batch) -> tuple[Batch, ...]:

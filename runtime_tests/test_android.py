@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from conftest import qn_deploy
-from qn_deploy.compress.weights import PQWeight
-from qn_deploy.exporters.to_executorch.table_blob import DType, Layout, pack
 from qn_deploy.exporters.to_onnx.shell import SIDECAR
-from qn_deploy.program import build
-from qn_deploy.program.exporter import Options
-from qn_deploy.verify.ladder import verify
+from qn_deploy.exporting.config import ExportConfig
+from qn_deploy.exporting.export import export
+from qn_deploy.verification.ladder import verify
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.table_blob import DType, Layout, pack
 from runtime_tests.conftest import FIXTURES
 
 TOOLS = Path(__file__).parents[1] / "android_demo/tools"
@@ -71,7 +71,8 @@ def every(tools: dict[str, ModuleType], climbs: Callable[[str], Any], digits: Pa
         climb = climbs(name)
         programs += fixtures.add_model(_identifier(name), climb.folder, climb.report)
         if name in SHELLS:
-            build.export(climb.program, climb.activations, work / name, "arm", ("onnx",), options=Options(shell=True))
+            config = ExportConfig(activations=climb.activations.value, only=("onnx",), options={"onnx": {"shell": True}})
+            export(climb.program, work / name, config)
             programs += fixtures.add_model(f"{_identifier(name)}-shell", work / name, climb.report)
     programs += fixtures.add_model("digits", digits, verify(digits), pte=True)
     fixtures.add_sidecar((work / SHELLS[-1] / SIDECAR).read_bytes())

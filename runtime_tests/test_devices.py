@@ -6,38 +6,40 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.manifest import GOLDEN
-from qn_deploy.verify.devices.climb import climb as climb_on
-from qn_deploy.verify.devices.device import Device
-from qn_deploy.verify.devices.run import Timed, run_on
-from qn_deploy.verify.isolated import Run
-from qn_deploy.verify.judge import batch_of, identical, judge
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.golden import read_vectors
+from qn_deploy.exporting.manifest import GOLDEN
+from qn_deploy.verification.devices.climb import climb as climb_on
+from qn_deploy.verification.devices.device import Device
+from qn_deploy.verification.devices.run import Timed, run_on
+from qn_deploy.verification.isolated import Run
+from qn_deploy.verification.judge import identical, judge
 
 pytestmark = pytest.mark.device
 
 
 def test_a_device_climbs_rungs_3_and_4(climb: Any, device: Device) -> None:
-    manifest, golden = climb.report.manifest, load_file(climb.folder / GOLDEN)
+    manifest = climb.report.manifest
+    golden = read_vectors(climb.folder / GOLDEN, manifest)
     runs, here = {}, {}
     for name, entry in manifest.files.items():
         exporter, data = find_exporters()[entry.exporter], (climb.folder / name).read_bytes()
         runs[name] = Run(data), Run(exporter.dense(data))
-        (here[name],) = exporter.run(data, (batch_of(golden, "input"),))
+        (here[name],) = exporter.run(data, (golden.inputs,))
     found = {(check.rung, check.what): check for check in climb_on(device, manifest, golden, runs, here)}
-    what = "integer reference" if manifest.is_static else "simulation"
+    is_static = manifest.activations.startswith("static")
+    what = "integer reference" if is_static else "simulation"
     expected = set()
     for name in manifest.files:
         on = f"{name} on {device.name}"
         expected |= {(3, f"{on} to {what}"), (4, f"{on}, tables to dense weights"), (4, f"{on} to this machine")}
-    if manifest.is_static and len(manifest.files) == 2:
+    if is_static and len(manifest.files) == 2:
         expected.add((4, f"model.onnx to model.pte on {device.name}"))
     assert found.keys() == expected
     failed = {key: check.found for key, check in found.items() if not check.passed}
     assert failed == {}, [climb.layers(entry.exporter, device) for entry in manifest.files.values()]
-    if manifest.is_static:  # also where an operator has no exact rule
+    if is_static:  # also where an operator has no exact rule
         differing = {key: check.found for key, check in found.items() if "this machine" in key[1] and check.found != "bit-identical"}
         assert differing == {}
 
@@ -45,8 +47,9 @@ def test_a_device_climbs_rungs_3_and_4(climb: Any, device: Device) -> None:
 def test_kleidiai_changes_nothing_that_matters(climbs: Callable[[str], Any], device: Device) -> None:
     """It is off in verification (mlas.disable_kleidiai), and may be on in an application."""
     climb = climbs("MLP, dynamic")
-    inputs, run = batch_of(load_file(climb.folder / GOLDEN), "input"), Run((climb.folder / "model.onnx").read_bytes())
+    manifest = climb.report.manifest
+    inputs, run = read_vectors(climb.folder / GOLDEN, manifest).inputs, Run((climb.folder / "model.onnx").read_bytes())
     (off,), (on,) = (run_on(device, "onnx", (run,), inputs, options=("--config", f"mlas.disable_kleidiai={flag}")) for flag in (1, 0))
     assert isinstance(off, Timed)
     assert isinstance(on, Timed)
-    assert judge(4, "", on.outputs, off.outputs, climb.report.manifest, identical).found == "bit-identical"
+    assert judge(4, "", on.outputs, off.outputs, manifest, manifest.files["model.onnx"], identical).found == "bit-identical"

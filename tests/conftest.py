@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
+from qn_deploy.compression import calibrate
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written, find_exporters
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
-from qn_deploy.program.exporter import Written, find_exporters
-from qn_deploy.program.lower import Activations
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 F = nn.functional
 torch.set_num_threads(1)
@@ -34,16 +36,17 @@ def make_program(
     module: nn.Module,
     inputs: Batch,
     weights: dict[str, CompressedWeight],
-    calibration: tuple[Batch, ...] | None = None,
-    dynamic_shapes: object = None,
+    batches: tuple[Batch, ...] | None = None,
+    dynamic_shapes: object = (),
 ) -> Program:
-    """A program of `module` with these weights in it, calibrated with its example inputs if nothing else is given."""
+    """A program of `module` with these weights in it, calibrated with its example inputs if nothing else is given; () for no ranges."""
     with torch.no_grad():
         for name, weight in weights.items():
             module.get_parameter(name).copy_(weight.dequantize())
-    program = capture(module, inputs, dynamic_shapes, (inputs,) if calibration is None else calibration)
-    program.weights.update(weights)
-    return program
+    program = capture(module, inputs, dynamic_shapes=dynamic_shapes)
+    program.weights.update({name: weight for name, weight in weights.items() if name in program.classes})  # a tied one has one name
+    batches = (inputs,) if batches is None else batches
+    return calibrate(program, batches) if batches else program
 
 
 class Operators(nn.Module):
@@ -191,7 +194,7 @@ def programs() -> Programs:
 def write(programs: Programs) -> Write:
     """write(program's name, exporter's name, activations): what the exporter made of the program."""
     exporters = find_exporters()
-    return cache(lambda name, exporter, activations: exporters[exporter].write(programs(name), activations))
+    return cache(lambda name, exporter, activations: write_file(exporters[exporter], programs(name), activations))
 
 
 @pytest.fixture(scope="session", name="make_program")

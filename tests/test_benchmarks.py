@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qn_deploy.compress import compress
+from qn_deploy.compression import compress
 from qn_deploy.errors import ToolchainError
 from qn_deploy.recipe import Recipe, Rule, Table
-from qn_deploy.verify.devices.bundle import find_bundle
+from qn_deploy.recipe.parameters import Slot
+from qn_deploy.verification.devices.bundle import find_bundle
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
@@ -151,7 +152,9 @@ def test_the_recipe_is_the_one_of_the_published_sizes() -> None:
     script, models = load("cifar_training"), load("models")
     model = models.CifarResNet()
     methods = {
-        name: script.RECIPE.method_for(f"{name}.weight", module) for name, module in model.named_modules() if hasattr(module, "weight")
+        name: script.RECIPE.method_for(Slot(f"{name}.weight", module, "weight").site)
+        for name, module in model.named_modules()
+        if hasattr(module, "weight")
     }
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)}
     assert methods["conv1"] == script.Int8()

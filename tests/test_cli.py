@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from click.testing import CliRunner, Result
 
 from qn_deploy.cli import main
 from qn_deploy.errors import InputError
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.manifest import MANIFEST, read_manifest
-from qn_deploy.verify import ladder
-from qn_deploy.verify.ladder import Check, Report
+from qn_deploy.exporting.config import ExportConfig
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import MANIFEST, read_manifest
+from qn_deploy.verification import ladder
+from qn_deploy.verification.devices import find
+from qn_deploy.verification.judge import Check
+from qn_deploy.verification.report import Report
 
 COMMAND = Path(sys.executable).with_name("qn-deploy")
 
@@ -163,11 +167,12 @@ def test_the_graph_form_is_exported_and_verified(model: Any, tmp_path: Path) -> 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
     """What verification finds, instead of a climb; the arguments are kept in `limits`."""
-    checks: list[Check] = []
+    checks: list[Check] = [Check(1, "model.onnx: weights", "1 of 1 tables", "exact", True)]
+    manifest = SimpleNamespace(config=ExportConfig("x86"))
 
-    def climb(folder: Path, min_sqnr_db: float | None, progress: object, devices: tuple[object, ...]) -> Report:
+    def climb(folder: Path, min_sqnr_db: float | None, devices: tuple[str, ...], model: object, progress: object) -> Report:
         checks.append(Check(5, "loss", "SQNR 7.0 dB", f"limit {min_sqnr_db}", None))
-        return Report(str(folder), None, tuple(checks))  # type: ignore[arg-type]
+        return Report(str(folder), manifest, tuple(checks))  # type: ignore[arg-type]
 
     monkeypatch.setattr(ladder, "verify", climb)
     return checks
@@ -185,14 +190,42 @@ def test_verify_exits_with_1_if_a_check_failed(found: list[Check], json_flag: li
         assert json.loads(result.stdout)["passed"] is False
     else:
         assert "FAIL" in result.stdout
-        assert "[simulation]" in result.stdout  # shown as it is, not taken for markup
         assert "1 check failed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "machine", "ready", "command"),
+    [
+        ("x86", "aarch64", ("adb:pixel",), ""),
+        ("arm", "aarch64", ("adb:pixel",), ""),
+        ("arm", "x86_64", ("cpu", "qemu:cortex-a76", "adb:pixel"), "qn-deploy verify 'a build' --device adb:pixel"),
+        ("arm", "x86_64", ("cpu", "qemu:cortex-a53", "qemu:cortex-a76"), "qn-deploy verify 'a build' --device qemu:cortex-a76"),
+        ("arm", "x86_64", ("cpu",), "qn-deploy devices setup qemu"),
+    ],
+)
+def test_verify_names_the_device_that_stands_for_the_target(
+    monkeypatch: pytest.MonkeyPatch, target: str, machine: str, ready: tuple[str, ...], command: str
+) -> None:
+    monkeypatch.setattr(find.platform, "machine", lambda: machine)
+    monkeypatch.setattr(find, "list_devices", lambda: tuple(find.Found(name, True, "") for name in ready))
+    assert find.next_device(target, Path("a build")) == command
+
+
+def test_targets_say_what_they_decide() -> None:
+    text = " ".join(run("targets").stdout.replace("│", " ").split())
+    assert "arm" in text and "x86" in text and "in 16 bits without VNNI" in text
+
+
+def test_what_is_no_container_is_refused(build: Any, tmp_path: Path) -> None:
+    line = refusal(run("unpack", build.folder / "model.onnx", "--out", tmp_path / "model.pte"))
+    assert "model.onnx is no container of the installed exporters (executorch, onnx), or its beginning is damaged" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_inspect_shows_each_weight(model: Any) -> None:
     result = run("inspect", model.path)
     assert result.exit_code == 0, result.output
-    for name, weight in model.compressed.weights.items():
+    for name, weight in model.program.weights.items():
         (row,) = [line for line in result.stdout.splitlines() if name in line]
         assert "table" in row
         assert f"{weight.nbytes} B" in row

@@ -95,3 +95,21 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(InputError, match=f"cannot read .*: .*{reason}"):
         read_bytes(tmp_path / name)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match=f"cannot read {path}: it is a pipe or a device"):
+            read_bytes(path)
+
+
+def test_a_giant_is_refused_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(8 << 30)
+    with pytest.raises(InputError, match="holds 8,589,934,592 bytes; the largest file that is read here has 4,294,967,296"):
+        read_bytes(tmp_path / "sparse")
+    (tmp_path / "small").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "small", limit=5) == b"12345"
+    with pytest.raises(InputError, match="holds 5 bytes; the largest file that is read here has 4"):
+        read_bytes(tmp_path / "small", limit=4)

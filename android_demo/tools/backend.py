@@ -24,7 +24,9 @@ def build_backend(machine: Machine, libraries: Path) -> None:
     """
     include = runtimes() / "include"
     headers = ("-isystem", include, "-isystem", include / "executorch/runtime/core/portable_type/c10")
-    flags = ("-std=c++17", "-O2", "-fPIC", "-shared", "-stdlib=libc++", "-nostdlib++", "-Wall", "-Wextra", "-Werror")
+    flags = ("-std=c++17", "-O2", "-fPIC", "-stdlib=libc++", "-Wall", "-Wextra", "-Werror")
+    compiled = libraries / "backend.o"
+    run(*machine.clang, *flags, *headers, "-c", SOURCE, "-o", compiled)
     # -lexecutorch, whose SONAME is libexecutorch_jni.so: found by that once the app has loaded it.
-    linked = (f"-L{libraries}", "-lexecutorch", "-l:libc++_shared.so", machine.zlib, "-Wl,--allow-shlib-undefined", *machine.linker)
-    run(*machine.clang, *flags, *headers, SOURCE, *linked, "-o", libraries / NAME)
+    needed = (f"-L{libraries}", "-lexecutorch", "-l:libc++_shared.so", machine.zlib, "-Wl,--allow-shlib-undefined")
+    run(*machine.compiler, "-shared", compiled, *needed, "-o", libraries / NAME)

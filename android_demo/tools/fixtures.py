@@ -17,11 +17,12 @@ from torch import Tensor
 
 from qn_deploy import android
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch import stock, table_blob
+from qn_deploy.exporters.to_executorch import stock
 from qn_deploy.exporters.to_onnx import shell
-from qn_deploy.program.manifest import TensorEntry
-from qn_deploy.verify import judge
-from qn_deploy.verify.ladder import Report
+from qn_deploy.exporting.manifest import TensorEntry
+from qn_deploy.verification import judge
+from qn_deploy.verification.report import Report
+from qn_deploy.weights import table_blob
 
 SEED = 7
 RULES = {"IDENTICAL": judge.identical, "WITHIN_A_STEP": judge.within(judge.MAX_STEPS_TWINS), "SIMILAR": judge.similar}
@@ -40,7 +41,7 @@ class Fixtures:
     def add_model(self, name: str, build: Path, report: Report, pte: bool = False) -> list[str]:
         """Bundles a build as `qn-deploy android` does, with the verdict of Python for each of its programs; their names."""
         files = android.bundle(build, self._app, name, pte).files
-        verdicts = {check.what.split(" to ")[0]: check for check in report.checks if check.rung == 3}
+        verdicts = {check.what.split(" to ")[0]: check for check in report.checks if check.rung == 3 and check.passed is not None}
         of_program = {"model.onnx": "model.onnx", shell.SHELL: "model.onnx", "model.stock.qnz": "model.pte", "model.pte": "model.pte"}
         programs = {f"{name}/{file}": verdicts[of_program[file]] for file in files if file in of_program}
         self._expected |= {program: _verdict(check) for program, check in programs.items()}
@@ -72,9 +73,10 @@ class Fixtures:
         """Pairs of tensors, and what the ladder says of them."""
         pairs, cases = list(_pairs()), []
         for pair, (found, expected, step) in enumerate(pairs):
-            manifest: Any = SimpleNamespace(outputs=(TensorEntry("output", "", (), step),))
+            manifest: Any = SimpleNamespace(outputs=(TensorEntry("output", "", ()),))
+            entry: Any = SimpleNamespace(steps=(step,))
             for rule, criterion in RULES.items():
-                check = judge.judge(3, "", (found,), (expected,), manifest, criterion)
+                check = judge.judge(3, "", (found,), (expected,), manifest, entry, criterion)
                 cases.append({"pair": pair, "rule": rule, "step": step, **_verdict(check)})
         (self.folder / "agreement.json").write_text(json.dumps({"cases": cases}))
         tensors = {f"{side}/{i}": pair[at].clone() for i, pair in enumerate(pairs) for at, side in enumerate(("found", "expected"))}

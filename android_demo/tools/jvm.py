@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -68,24 +69,20 @@ def here(work: Path) -> Vm:
 
 def arm64(work: Path) -> Vm:
     """Debian's Java for 64-bit ARM under qemu, user mode; what is missing is fetched into the user's cache by apt, without root."""
-    from qn_deploy.verify.devices.bundle import build_bundle, find_tools
-    from qn_deploy.verify.devices.packages import fetch_debian
-    from qn_deploy.verify.devices.qemu import DEFAULT_CPU
+    from qn_deploy.verification.devices.bundle import build_bundle, find_tools
+    from qn_deploy.verification.devices.packages import fetch_debian
+    from qn_deploy.verification.devices.qemu import DEFAULT_CPU
 
     bundle, tools = build_bundle(), find_tools()
     root = cache_folder() / "arm64-java"
-    if not root.exists():
-        fetch_debian(("openjdk-17-jre-headless",), "arm64", cache_folder() / "downloads", root)
+    fetch_debian((f"openjdk-{_java_release()}-jre-headless",), "arm64", root)
     if tools.compiler is None or tools.qemu is None:
         raise BuildError("a cross compiler and qemu are missing: qn-deploy devices setup qemu")
-    gcc = Path(tools.compiler[0]).resolve()
-    cross = gcc.parents[1] / "aarch64-linux-gnu"
-    llvm = max(Path("/usr/lib").glob("llvm-*/include/c++/v1"))  # its C++ headers come before those of the C library, which they include
-    headers = ("--target=aarch64-linux-gnu", "-nostdlibinc", "-nostdinc++", *(f"-isystem{folder}" for folder in (llvm, cross / "include")))
-    gcc_own = max((gcc.parents[1] / "lib/gcc-cross/aarch64-linux-gnu").iterdir())
-    linker = (f"-B{cross / 'lib'}", f"-L{cross / 'lib'}", f"-B{gcc_own}", f"-L{gcc_own}", f"--ld-path={cross / 'bin/ld'}")
-    compiler = (tools.compiler[0].replace("g++", "gcc"), *tools.compiler[1:])  # the shim is C
-    machine = Machine("arm64-v8a", compiler, ("clang++", *headers, *tools.compiler[1:]), bundle / "lib/libz.so.1", linker)
+    gcc = tuple(word.replace("aarch64-linux-gnu-g++", "aarch64-linux-gnu-gcc") for word in tools.compiler)  # the shim is C
+    # LLVM's headers for C++ come before those of the C library, which they include.
+    headers = (max(Path("/usr/lib").glob("llvm-*/include/c++/v1")), _sysroot(gcc) / "usr/aarch64-linux-gnu/include")
+    clang = ("clang++", "--target=aarch64-linux-gnu", "-nostdlibinc", "-nostdinc++", *(f"-isystem{folder}" for folder in headers))
+    machine = Machine("arm64-v8a", gcc, clang, bundle / "lib/libz.so.1")
     made = make(machine, work / "arm64-v8a")
     (home,) = (path for path in (root / "usr/lib/jvm").iterdir() if path.name.endswith("arm64") and not path.is_symlink())
     own = root / "usr/lib/aarch64-linux-gnu"
@@ -93,6 +90,16 @@ def arm64(work: Path) -> Vm:
     loader = (str(bundle / "lib/ld-linux-aarch64.so.1"), "--library-path", libraries)
     qemu = (str(tools.qemu), "-cpu", DEFAULT_CPU, "-L", str(bundle / "cpu" / DEFAULT_CPU))  # its /proc/cpuinfo
     return Vm((*qemu, *loader, str(made / "launch"), str(home / "lib/server/libjvm.so"), QUICK), made, machine)
+
+
+def _java_release() -> str:
+    """17 where java is /usr/lib/jvm/java-17-openjdk-amd64/bin/java."""
+    home = Path(shutil.which("java") or "/").resolve().parents[1].name
+    return "".join(re.findall(r"java-(\d+)-openjdk", home))
+
+
+def _sysroot(compiler: Sequence[str]) -> Path:
+    return next((Path(word.removeprefix("--sysroot=")) for word in compiler if word.startswith("--sysroot=")), Path("/"))
 
 
 def runtime_classes(work: Path) -> list[Path]:

@@ -30,16 +30,14 @@ class Machine:
     Attributes:
         abi: arm64-v8a or x86_64.
         compiler: gcc for it, with options.
-        clang: clang for it, with options, which has LLVM's C++ headers.
+        clang: clang++ for it, with options, and with LLVM's C++ headers; it compiles, and does not link.
         zlib: Debian's library.
-        linker: further options of clang for linking.
     """
 
     abi: str
     compiler: tuple[str, ...]
     clang: tuple[str, ...]
     zlib: Path
-    linker: tuple[str, ...] = ()
 
 
 def make(machine: Machine, out: Path) -> Path:

@@ -10,10 +10,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight
-from qn_deploy.program.insert import INT8_SUFFIX, LINEAR, buffer, look_up_rows
-from qn_deploy.program.lower import Lowered, dynamic_shapes
+from qn_deploy.graph.operators import LINEAR
+from qn_deploy.lowering.insert import INT8_SUFFIX, buffer, look_up_rows
+from qn_deploy.lowering.lower import Lowered, dynamic_shapes
 from qn_deploy.program.program import Batch
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight
 
 AT_A_TIME = 1 << 19  # weights that are looked up at a time, 2 MiB in float32: more is slower, fewer grow the file
 _aten = torch.ops.aten
@@ -32,7 +33,7 @@ def look_up_weights(lowered: Lowered, inputs: Batch) -> tuple[ExportedProgram, l
         name, weight = str(node.target), lowered.weights[str(node.target)]
         for user in list(node.users):
             with graph_module.graph.inserting_before(user):
-                if user.target is LINEAR and user.args[1] is node:
+                if user.target in LINEAR and user.args[1] is node:
                     user.replace_all_uses_with(_linear(graph_module, user, name, weight))
                     graph_module.graph.erase_node(user)
                 else:

@@ -19,9 +19,9 @@ import torch
 
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.quiet import quiet
+from qn_deploy.weights.table_blob import is_blob, unpack
 
 from . import graph_blob
-from .table_blob import is_blob, unpack
 
 STOCK_BACKEND = "XnnpackBackend"
 TABLE_BACKEND = "QnXnnpackBackend"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hashlib import sha256
 
 from qn_deploy.program.program import Batch
+from qn_deploy.weights.table_blob import is_blob, read
 
 from .pte import constants, named_data
 from .runtime import load_program
-from .table_blob import is_blob, read
 
 
 def run(data: bytes, batches: tuple[Batch, ...]) -> tuple[Batch, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qn_deploy.verify.devices.runner import Runner, compile_for_device
+from qn_deploy.exporting.runner import Runner, compile_for_device
 
 from .build import package_flags
 

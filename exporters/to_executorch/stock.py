@@ -13,9 +13,9 @@ from enum import IntEnum
 from hashlib import sha256
 
 from qn_deploy.errors import InputError
+from qn_deploy.weights.table_blob import unpack
 
 from .pte import named_data
-from .table_blob import unpack
 
 MAGIC = b"\x89QNSTOCK" + sha256(b"qn-deploy stock form").digest()[:8]
 VERSION = 1

@@ -8,26 +8,28 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from qn_deploy.compress.weights import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import DEFAULT, Options, Written
-from qn_deploy.program.insert import INT8_SUFFIX, TRANSPOSED
-from qn_deploy.program.lower import Activations, Lowered, input_names, lower
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.graph.operators import TRANSPOSED
+from qn_deploy.lowering.insert import INT8_SUFFIX
+from qn_deploy.lowering.lower import Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
+from qn_deploy.weights.compressed import INT8_MAX, IntWeight, PQWeight
+from qn_deploy.weights.table_blob import DType, named_blobs
 
 from .graph_form import look_up_late, look_up_weights
+from .options import ExecutorchOptions
 from .pte import named_data, to_tables
 from .shapes import simplify_reshapes, slice_splits
 from .stock import pack
-from .table_blob import DType, named_blobs
 
 STOCK_FORM = "model.stock.qnz"  # the companion's name
 _aten = torch.ops.aten
 _RECURRENT = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)
 
 
-def write(program: Program, activations: Activations, options: Options = DEFAULT) -> Written:
+def write(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Written:
     """Writes a program for ExecuTorch with the XNNPACK delegate: in the delegate form every table packed in the delegate's named data,
     beside the stock form of the same program; in the graph form as lookups in the graph.
 
@@ -35,20 +37,14 @@ def write(program: Program, activations: Activations, options: Options = DEFAULT
     LSTM), a weight is float32 there, and its table expands to scale * centroid.
 
     Raises:
-        ExportError: a dynamic dimension has no upper bound, a transposed convolution has groups and a compressed weight, the graph form
-            is asked for with int8 activations, or ExecuTorch can't lower the graph.
+        ExportError: a dynamic dimension has no upper bound, a transposed convolution has groups and a compressed weight, or ExecuTorch
+            can't lower the graph.
     """
     _check_bounds(program)
-    graph_form = options.executorch_form == "graph"
-    if graph_form and activations is not Activations.NONE:
-        raise ExportError(
-            f"the graph form looks weights up at run time, and XNNPACK multiplies these in float only; export with --activations none "
-            f"(found {activations.value}), or take the delegate form"
-        )
-    if not graph_form:
-        _check_groups(program)
-    lowered = lower(program, activations, per_row=True, baked=True)
-    return _write_graph_form(program, lowered) if graph_form else _write_delegate_form(program, lowered)
+    if options.form == "graph":
+        return _write_graph_form(program, lowered)
+    _check_groups(program)
+    return _write_delegate_form(program, lowered)
 
 
 def _write_delegate_form(program: Program, lowered: Lowered) -> Written:
@@ -59,14 +55,29 @@ def _write_delegate_form(program: Program, lowered: Lowered) -> Written:
     dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]
     notes = [f"{name} is stored dense: XNNPACK does not hold it as it is, or its table would be larger" for name in dense]
     notes += [*_recurrent(program), *_portable(edge)]
-    return Written(to_tables(stock, tables), lowered, tuple(notes), {STOCK_FORM: pack(stock, tables)}, _narrowed(program, edge))
+    return Written(
+        data=to_tables(stock, tables),
+        lowered=lowered,
+        notes=tuple(notes),
+        companions={STOCK_FORM: pack(stock, tables)},
+        facts=_narrowed(program, edge),
+        dense=tuple(dense),
+        folded=_folded(program, lowered, edge),
+    )
 
 
 def _write_graph_form(program: Program, lowered: Lowered) -> Written:
     exported, remarks = look_up_weights(lowered, program.golden.inputs)
     edge, data = _lower_to_xnnpack(exported, graph_form=True)
     notes = (*remarks, *_recurrent(program), *_portable(edge))
-    return Written(data, lowered, notes, facts={"form": "graph", **_narrowed(program, edge)})
+    facts = {"form": "graph", **_narrowed(program, edge)}
+    return Written(data, lowered, notes, facts=facts, folded=_folded(program, lowered, edge))
+
+
+def _folded(program: Program, lowered: Lowered, edge: ExportedProgram) -> tuple[str, ...]:
+    """The weights that were looked up by constants: their codes are in the lowered graph, and no longer in the edge program."""
+    before, after = (set(each.graph_signature.inputs_to_buffers.values()) for each in (lowered.exported, edge))
+    return tuple(name for name in program.weights if f"{name}_codes" in before - after)
 
 
 def _tables(lowered: Lowered) -> dict[str, tuple[PQWeight, DType]]:
@@ -97,8 +108,10 @@ def _check_bounds(program: Program) -> None:
                 for axis, size in enumerate(node.meta["val"].shape)
                 if str(size) == str(symbol)
             ]
+            if not names:
+                continue  # a size inside of the graph, which follows from those of the inputs
             raise ExportError(
-                f"{', '.join(names) or symbol} has no upper bound, and ExecuTorch plans its memory at export; "
+                f"{', '.join(names)} has no upper bound, and ExecuTorch plans its memory at export; "
                 'save the model with torch.export.Dim("batch", max=...) in dynamic_shapes, or export with --only onnx'
             )
 
@@ -127,7 +140,7 @@ def _narrowed(program: Program, edge: ExportedProgram) -> dict[str, str]:
     """A fact for each dynamic dimension of the program that lowering has left fewer sizes."""
     facts = {}
     declared, left = _dynamic_sizes(program.exported), _dynamic_sizes(edge)
-    for name, before, after in zip(input_names(program.exported), declared, left, strict=True):
+    for name, before, after in zip(program.inputs, declared, left, strict=True):
         for axis, (least, most) in after.items():
             if before[axis] != (least, most):
                 facts[f"{name}, dimension {axis}, takes only"] = str(least) if least == most else f"{least} to {most}"
@@ -139,7 +152,7 @@ def _dynamic_sizes(exported: ExportedProgram) -> list[dict[int, tuple[int, int]]
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     return [
         {axis: _bounds(size.node) for axis, size in enumerate(values[name].shape) if not isinstance(size, int)}
-        for name in input_names(exported)
+        for name in exported.graph_signature.user_inputs
     ]
 
 

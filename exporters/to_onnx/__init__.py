@@ -1,27 +1,89 @@
-"""Writes `.onnx` files that stock onnxruntime runs: standard operators, weights as codes and centroids, int8 activations."""
+"""Writes `.onnx` files that stock onnxruntime runs: standard operators, weights as codes and centroids, int8 activations.
+
+What imports onnx and onnxruntime is imported when it is needed, see `qn_deploy.exporting.exporter`.
+"""
 
 from __future__ import annotations
 
-from qn_deploy.program.rules import ONNXRUNTIME
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from . import read, shell
-from .runner import RUNNER
-from .write import write
+from qn_deploy.exporting.exporter import NO_PARTS, Written
+
+from .options import OnnxOptions
+
+if TYPE_CHECKING:
+    from qn_deploy.exporting.runner import Runner
+    from qn_deploy.lowering.lower import Activations, Form, Lowered
+    from qn_deploy.lowering.rules import Rules
+    from qn_deploy.program.program import Batch, Program
+    from qn_deploy.targets import Target
 
 
 class OnnxExporter:
-    """The exporter for onnxruntime; see `qn_deploy.program.exporter.Exporter`."""
+    """The exporter for onnxruntime; see `qn_deploy.exporting.exporter.Exporter`."""
 
     filename = "model.onnx"
     runtime = "onnxruntime"
-    rules = ONNXRUNTIME
-    runner = RUNNER
     optimizes = True
-    write = staticmethod(write)
-    run = staticmethod(read.run)
-    weight_hashes = staticmethod(read.weight_hashes)
-    dense = staticmethod(read.dense)
-    rebuild = staticmethod(shell.join)
+    options = OnnxOptions
+
+    @property
+    def rules(self) -> Rules:
+        """As onnxruntime rounds."""
+        from qn_deploy.lowering.rules import ONNXRUNTIME
+
+        return ONNXRUNTIME
+
+    @property
+    def runner(self) -> Runner:
+        """The program for devices."""
+        from .runner import RUNNER
+
+        return RUNNER
+
+    def forms(self, activations: Activations, options: OnnxOptions) -> tuple[Form, ...]:
+        """Dynamic quantization has its own operators in ONNX; they replace the linears of the graph with float activations."""
+        from qn_deploy.lowering.lower import Activations, Form
+
+        asked = (activations, Activations.NONE) if activations is Activations.DYNAMIC else (activations,)
+        return tuple(Form(scheme) for scheme in asked)
+
+    def write(self, program: Program, lowered: tuple[Lowered, ...], options: OnnxOptions, target: Target) -> Written:
+        """Writes a program with standard operators only."""
+        from .write import write
+
+        return write(program, lowered[0], lowered[-1], options, target)
+
+    def run(
+        self, data: bytes, batches: tuple[Batch, ...], optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS
+    ) -> tuple[Batch, ...]:
+        """Runs a model on onnxruntime."""
+        from .read import run
+
+        return run(data, batches, optimized, parts)
+
+    def weight_hashes(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
+        """The sha256 of each constant."""
+        from .read import weight_hashes
+
+        return weight_hashes(data, parts)
+
+    def dense(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
+        """The model with plain int8 weights."""
+        from .read import dense
+
+        return dense(data, parts)
+
+    def rebuild(self, companions: Mapping[str, bytes]) -> bytes:
+        """The same from shell and sidecar."""
+        from .shell import join
+
+        return join(companions)
+
+    def is_container(self, data: bytes) -> bool:
+        """Never: a shell needs its sidecar."""
+        return False
 
 
 EXPORTER = OnnxExporter()

@@ -15,11 +15,10 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from qn_deploy.program.exporter import NO_PARTS
+from qn_deploy.exporting.exporter import NO_PARTS
 
+from .names import SCALE
 from .read import session_options
-
-SCALE = "/scale"  # as passes.insert_tables names the scale of each layer, which the fused operator goes on reading
 
 # What each operator of the file becomes. MatMulIntegerToFloat is the int8 product without a quantized output.
 _FUSED = {

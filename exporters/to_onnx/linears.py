@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from qn_deploy.compress.weights import CompressedWeight
+from qn_deploy.weights.compressed import CompressedWeight
 
 from .graph import array_of, input_of, maker_of, only_reader, replace
 from .tables import initializer

@@ -8,9 +8,10 @@ from importlib.metadata import version
 
 import onnx
 
-from qn_deploy.program.lower import Activations, Lowered
-from qn_deploy.program.narrow import EXACT_IN_PAIRS
+from qn_deploy.lowering.lower import Activations, Lowered
+from qn_deploy.lowering.narrow import EXACT_IN_PAIRS
 from qn_deploy.program.program import Program
+from qn_deploy.targets import Target
 
 PREFIX = "qn_deploy."
 VNNI = {"session.x64quantprecision": "1, on x86 processors without VNNI, or int8 sums saturate"}
@@ -23,7 +24,7 @@ def describe(model: onnx.ModelProto, program: Program, lowered: Lowered) -> None
         weights.update(hashlib.sha256(weight.int8().contiguous().numpy().tobytes()).digest())
     entries = {
         "version": version("qn-deploy"),
-        "activations": lowered.activations.value,
+        "activations": lowered.form.activations.value,
         "weights": weights.hexdigest(),
     }
     if program.recipe is not None:
@@ -32,9 +33,9 @@ def describe(model: onnx.ModelProto, program: Program, lowered: Lowered) -> None
     onnx.helper.set_model_props(model, {f"{PREFIX}{key}": value for key, value in entries.items()})
 
 
-def facts(model: onnx.ModelProto, lowered: Lowered) -> dict[str, str]:
-    """What the manifest says of the file: its opset, and the session options that a processor needs."""
+def facts(model: onnx.ModelProto, lowered: Lowered, target: Target) -> dict[str, str]:
+    """What the manifest says of the file: its opset, and the session options that a processor of the target needs."""
     (opset,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     widest = max((int(weight.int8().abs().max()) for weight in lowered.weights.values()), default=0)
-    saturates = lowered.activations is not Activations.NONE and widest > EXACT_IN_PAIRS
+    saturates = target.saturates and lowered.form.activations is not Activations.NONE and widest > EXACT_IN_PAIRS
     return {"opset": str(opset), **(VNNI if saturates else {})}

@@ -24,16 +24,17 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
-from qn_deploy.program.insert import INT8_SUFFIX
+from qn_deploy.lowering.insert import INT8_SUFFIX
 from qn_deploy.quiet import quiet
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 from .graph import array_of, input_of, maker_of, only_reader, replace
+from .names import COLUMN, DECODED, SCALE
 from .tables import decoded, initializer, shape_of
 
 _NO_LIMIT = 2**31
 _FEW = 64  # bytes that an initializer may take where a node would do
-_READS_WEIGHT = (("DequantizeLinear", "int8"), ("Transpose", "int8"), ("Mul", "column"))  # operator, last part of its input's name
+_READS_WEIGHT = (("DequantizeLinear", DECODED), ("Transpose", DECODED), ("Mul", COLUMN))  # operator, end of its input's name
 
 
 def fold_constants(model: ir.Model) -> None:
@@ -122,7 +123,7 @@ def unpair_weights(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> 
         if weight is not None:
             columns = weight.scale.reshape(-1, *[1] * (len(weight.shape) - 1)).numpy()
             cast = ir.node("Cast", [input_of(node, 0)], attributes={"to": ir.DataType.FLOAT})
-            product = ir.node("Mul", [cast.outputs[0], initializer(graph, f"{name.removesuffix(INT8_SUFFIX)}/column", columns)])
+            product = ir.node("Mul", [cast.outputs[0], initializer(graph, f"{name.removesuffix(INT8_SUFFIX)}{COLUMN}", columns)])
             graph.insert_before(node, [cast, product])
             replace(graph, node, product.outputs[0])
 
@@ -139,21 +140,21 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
         layer = name.removesuffix(INT8_SUFFIX)
         readers = [node for node, _ in graph.initializers[name].uses() if node.op_type == "DequantizeLinear"]  # not an embedding
         for index, dequantize in enumerate(readers):
-            dequantize.replace_input_with(1, initializer(graph, f"{layer}/scale", array_of(input_of(dequantize, 1))))
+            dequantize.replace_input_with(1, initializer(graph, f"{layer}{SCALE}", array_of(input_of(dequantize, 1))))
             dequantize.replace_input_with(2, _zero_points(graph, dequantize, f"{layer}/zero{index or ''}"))
         values = graph.initializers[name]
         if isinstance(weight, PQWeight):
             values = decoded(graph, layer, weight)
             graph.initializers[name].replace_all_uses_with(values)
             del graph.initializers[name]
-        values.name = f"{layer}/int8"
+        values.name = f"{layer}{DECODED}"
         for index, dequantize in enumerate(readers[1:], start=2):
             # A layer that is called again reads a copy, which is made when the session loads: for exact sums on x86, onnxruntime turns
             # the int8 weight of each layer into uint8, under a name made of the weight's. A copy of a copy, or two would become one.
             copy = ir.node("Reshape", [values, shape_of(graph, weight.shape)])
             graph.insert_before(readers[1], copy)
             values = copy.outputs[0]
-            values.name = f"{layer.removesuffix('.weight')}_{index}.weight/int8"
+            values.name = f"{layer.removesuffix('.weight')}_{index}.weight{DECODED}"
             dequantize.replace_input_with(0, values)
 
 
@@ -183,7 +184,7 @@ def strip(model: ir.Model) -> None:
         node.outputs[0]: str(source.name).rpartition("/")[0].removesuffix(".weight")
         for node in graph
         for source in node.inputs
-        if source is not None and (node.op_type, str(source.name).rpartition("/")[2]) in _READS_WEIGHT
+        if source is not None and (node.op_type, f"/{str(source.name).rpartition('/')[2]}") in _READS_WEIGHT
     }
     taken: Counter[str] = Counter()
     for node in graph:
@@ -198,7 +199,7 @@ def strip(model: ir.Model) -> None:
         value.metadata_props.clear()
     for index, value in enumerate(inner):
         value.shape = value.type = None
-        if not str(value.name).endswith("/int8"):
+        if not str(value.name).endswith(DECODED):
             value.name = f"~{index}"  # a sign that no name from torch holds
     for index, (name, value) in enumerate(list(graph.initializers.items())):
         if name.startswith("val_"):

@@ -14,12 +14,11 @@ from onnx import numpy_helper
 from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import NO_PARTS, TooLargeError
+from qn_deploy.exporting.exporter import NO_PARTS, TooLargeError
 from qn_deploy.program.program import Batch
 
 from .large import LIMIT, load_whole
-
-DECODED_SUFFIX = "/int8"  # as passes.insert_tables names each weight
+from .names import DECODED
 
 
 def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS) -> tuple[Batch, ...]:
@@ -110,7 +109,7 @@ def _tables(model: onnx.ModelProto) -> list[_Table]:
     makers = {name: node for node in model.graph.node for name in node.output}
     found = []
     for name, last in makers.items():
-        if name.endswith(DECODED_SUFFIX) and not last.input[0].endswith(DECODED_SUFFIX):  # else a copy for another reader of it
+        if name.endswith(DECODED) and not last.input[0].endswith(DECODED):  # else a copy for another reader of it
             nodes: list[onnx.NodeProto] = []
             found.append(_Table(name, nodes, _evaluate(name, constants, makers, nodes)))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qn_deploy.verify.devices.runner import Runner, compile_for_device
+from qn_deploy.exporting.runner import Runner, compile_for_device
 
 _NATIVE = Path(__file__).parent / "native"
 _LIBRARY = "libonnxruntime.so.1"
@@ -21,7 +21,10 @@ def _build(compiler: tuple[str, ...], wheel: Path, bundle: Path) -> None:
 RUNNER = Runner(
     program="qn_onnx_runner",
     package="onnxruntime",
-    wheels={"1.31.1": "da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3"},
+    wheels={
+        "1.23.2": "bbfd2fca76c855317568c1b36a885ddea2272c13cb0e395002c402f2360429a6",  # the last for Python 3.10
+        "1.31.1": "da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3",
+    },
     sources=_NATIVE,
     build=_build,
     options=("--config", "mlas.disable_kleidiai=1"),

@@ -23,13 +23,14 @@ from onnx import TensorProto, numpy_helper
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import InputError
-from qn_deploy.program.exporter import NO_PARTS
-from qn_deploy.program.insert import INT8_SUFFIX
+from qn_deploy.exporting.exporter import NO_PARTS
+from qn_deploy.lowering.insert import INT8_SUFFIX
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
+from qn_deploy.weights.table_blob import DType, Layout, pack, unpack
 
-from ..to_executorch.table_blob import DType, Layout, pack, unpack
-from .read import DECODED_SUFFIX, expanded, transposes
+from .names import DECODED
+from .read import expanded, transposes
 
 SHELL, SIDECAR = "model.shell.onnx", "model.shell.safetensors"
 _SHAPES = "shapes"  # of the weights that lie as blobs: key of the sidecar's metadata
@@ -45,7 +46,7 @@ def split(data: bytes, weights: Mapping[str, CompressedWeight], parts: Mapping[s
         weights: the compressed form of each int8 buffer, as `Lowered` has them.
         parts: its external data.
     """
-    tables = {name.removesuffix(INT8_SUFFIX) + DECODED_SUFFIX: weight for name, weight in weights.items() if isinstance(weight, PQWeight)}
+    tables = {name.removesuffix(INT8_SUFFIX) + DECODED: weight for name, weight in weights.items() if isinstance(weight, PQWeight)}
     written, model = onnx.load_model_from_string(data).graph, expanded(data, parts)
     tensors: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}

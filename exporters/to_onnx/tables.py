@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from qn_deploy.compress.packing import code_pairs, code_rows, packs_rows, row_offsets
-from qn_deploy.compress.weights import INT8_MAX, PQWeight
-from qn_deploy.program.insert import CODE_PAIRS
+from qn_deploy.lowering.insert import CODE_PAIRS
 from qn_deploy.recipe.methods import code_bits
+from qn_deploy.weights.compressed import INT8_MAX, PQWeight
+from qn_deploy.weights.packing import code_pairs, code_rows, packs_rows, row_offsets
 
 Step = Callable[..., ir.Value]
 

@@ -9,34 +9,42 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.errors import ExportError
-from qn_deploy.program.exporter import DEFAULT, Options, Written
-from qn_deploy.program.insert import LAYERS
-from qn_deploy.program.lower import Activations, Lowered, input_names, lower
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.graph.operators import INT8_LAYERS
+from qn_deploy.lowering.lower import Activations, Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
+from qn_deploy.targets import Target
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 from . import linears, passes, shell, transposed
 from .fusions import check_fusions
 from .large import externalize
 from .metadata import describe, facts
+from .options import OnnxOptions
 from .tables import has_uint4
 
 OPSET = 18
 OPSET_OF_UINT4 = 21
 
 
-def write(program: Program, activations: Activations, options: Options = DEFAULT) -> Written:
+def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxOptions, target: Target) -> Written:
     """Writes a program with standard ONNX operators only.
 
     Static activations are quantize/dequantize pairs around each operator, dynamic ones DynamicQuantizeLinear before each linear.
 
+    Args:
+        program: what to write.
+        simulated: the form that the file must agree with.
+        lowered: the form that is translated: the same, or the one with float activations if they are dynamic.
+        options: what the export chose.
+        target: where the file is to run.
+
     Raises:
         ExportError: an operator has no ONNX form, the file does not pass onnx's checker, or a layer lost its fusion.
     """
-    # Dynamic quantization has its own operators in ONNX; they replace the linears of the graph with float activations.
-    lowered = lower(program, Activations.NONE if activations is Activations.DYNAMIC else activations)
+    is_dynamic = simulated.form.activations is Activations.DYNAMIC
     model = _to_onnx(lowered, program)
     passes.fold_constants(model)
     passes.unsigned_activations(model, lowered.weights)
@@ -44,23 +52,41 @@ def write(program: Program, activations: Activations, options: Options = DEFAULT
     transposed.sum_integers(model)
     linears.flatten_linears(model, lowered.weights)
     passes.pool_globally(model)
-    passes.unpair_weights(model, _float_readers(lowered, activations))
+    passes.unpair_weights(model, _float_readers(lowered, simulated.form.activations))
     passes.insert_tables(model, lowered.weights)
-    if activations is Activations.DYNAMIC:
+    if is_dynamic:
         linears.quantize_linear_inputs(model)
-        lowered = lower(program, activations)
     common.RemoveUnusedNodesPass()(model)
     passes.strip(model)
     model.graph.name = "qn_deploy"
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # onnx-ir repeats the shape of each initializer there
-    describe(proto, program, lowered)
+    describe(proto, program, simulated)
     parts = externalize(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     if not parts:  # the checker would look for external data in the current folder
         _check(data)
-    companions = shell.split(data, lowered.weights, parts) if options.shell else {}
-    return Written(data, lowered, _fusions(data, parts, options), companions, facts(proto, lowered), parts)
+    return Written(
+        data=data,
+        lowered=simulated,
+        notes=_fusions(data, parts, options),
+        companions=shell.split(data, simulated.weights, parts) if options.shell else {},
+        facts=facts(proto, simulated, target),
+        parts=parts,
+        folded=_folded(program, lowered, proto),
+    )
+
+
+def _folded(program: Program, lowered: Lowered, model: onnx.ModelProto) -> tuple[str, ...]:
+    """The weights of which no part is in the file: they were looked up by constants, and the rows found are a constant now."""
+    before = lowered.exported.graph_signature
+    read = [*before.inputs_to_parameters.values(), *before.inputs_to_buffers.values()]
+    written = [*(entry.name for entry in model.graph.initializer), *(name for node in model.graph.node for name in node.output)]
+
+    def hold(names: list[str], weight: str) -> bool:
+        return any(name == weight or name.startswith((f"{weight}/", f"{weight}_")) for name in names)
+
+    return tuple(weight for weight in program.weights if hold(read, weight) and not hold(written, weight))
 
 
 def _check(data: bytes) -> None:
@@ -70,7 +96,7 @@ def _check(data: bytes) -> None:
         raise ExportError(f"the written ONNX graph does not pass onnx's checker: {str(error).strip().splitlines()[0]}") from error
 
 
-def _fusions(data: bytes, parts: Mapping[str, bytes], options: Options) -> tuple[str, ...]:
+def _fusions(data: bytes, parts: Mapping[str, bytes], options: OnnxOptions) -> tuple[str, ...]:
     """Remarks on layers that do not run on int8 kernels.
 
     Raises:
@@ -89,7 +115,7 @@ def _fusions(data: bytes, parts: Mapping[str, bytes], options: Options) -> tuple
 def _float_readers(lowered: Lowered, activations: Activations) -> dict[str, CompressedWeight]:
     """The weights beside float activations: those of recurrent layers, and all of them if no activation is quantized."""
     names = lowered.exported.graph_signature.inputs_to_buffers
-    layers = [node for node in lowered.exported.graph.nodes if node.target in LAYERS and activations is not Activations.NONE]
+    layers = [node for node in lowered.exported.graph.nodes if node.target in INT8_LAYERS and activations is not Activations.NONE]
     int8 = {names.get(source.name) for node in layers for source in node.args[1].args[:1]}
     return {name: weight for name, weight in lowered.weights.items() if name not in int8}
 
@@ -97,8 +123,6 @@ def _float_readers(lowered: Lowered, activations: Activations) -> dict[str, Comp
 def _to_onnx(lowered: Lowered, program: Program) -> ir.Model:
     packed = any(isinstance(weight, PQWeight) and has_uint4(weight) for weight in lowered.weights.values())
     opset = OPSET_OF_UINT4 if packed else OPSET
-    outputs = len(program.golden.outputs)
-    output_names = ["output"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
     try:
         with quiet():
             written = torch.onnx.export(
@@ -107,8 +131,8 @@ def _to_onnx(lowered: Lowered, program: Program) -> ir.Model:
                 verbose=False,
                 optimize=False,  # its constant folding would expand small tables
                 opset_version=opset,
-                input_names=input_names(lowered.exported),
-                output_names=output_names,
+                input_names=program.inputs,
+                output_names=program.outputs,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx can't write this graph: {str(error).strip().splitlines()[0]}") from error

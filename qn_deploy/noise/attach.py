@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from qn_deploy.compress.apply import Target, no_table, targets
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.noise.activations import remove_activations
 from qn_deploy.noise.functions import Noise
@@ -23,6 +22,7 @@ from qn_deploy.noise.integer import HistogramGrid, MinMaxGrid, StoredGrid
 from qn_deploy.noise.passes import ForwardPass, QuantNoise
 from qn_deploy.noise.product import Clusters, ExactNoise, MeanNoise, Unit, ZeroNoise
 from qn_deploy.noise.rate import check_rate, set_rate
+from qn_deploy.noise.targets import Target, targets
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
 from qn_deploy.recipe.parameters import Slot, compressible
 
@@ -182,7 +182,8 @@ def _noises(target: Target, options: Options) -> list[Noise]:
     method, weight = target.method, target.weight
     if not isinstance(method, Table):
         return [_rounding(target, method, options.grid)]
-    if no_table(target) or not method.pays(weight.shape[0], weight[0].numel()):  # compression will store it as int8
+    row = weight[0].numel()
+    if row % method.block_size or not method.pays(weight.shape[0], row):  # compression will store it as int8
         return [_rounding(target, Int8(), options.grid)]
     noise: Noise
     if options.product == "exact":

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.ao.quantization import HistogramObserver
 
-from qn_deploy.compress.ranges import limit, row_scale
 from qn_deploy.noise.functions import Drawn, Noise, chosen, rowwise
 from qn_deploy.recipe import Int4, Int8
+from qn_deploy.weights.grid import limit, row_scale
 
 
 class StoredGrid(Noise):

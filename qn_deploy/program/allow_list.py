@@ -8,15 +8,15 @@ Python source. So every key must be listed here, and every string must satisfy t
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-import torch
-import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
-
 from qn_deploy.errors import InputError
+from qn_deploy.program.arguments import check_arguments
+from qn_deploy.program.forward_operators import is_captured, is_forward
 
 
 def _words(text: str) -> frozenset[str]:
@@ -26,14 +26,6 @@ def _words(text: str) -> frozenset[str]:
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # becomes a variable in generated source
 PATH = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)  # becomes an attribute path there: "layers.0.conv-1.weight"
 TEXT = re.compile(r"[ -~]{0,1000}")  # becomes a quoted literal there: padding="same"
-OPERATOR = re.compile(r"torch\.ops\.(aten|quantized_decomposed)\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
-SIZE_OPERATORS = frozenset(
-    [f"_operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "and_", "or_")]
-    + [f"_operator.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge")]
-    + [f"torch.sym_{name}" for name in ("int", "float", "max", "min", "not", "ite")]
-)
-ASSERTIONS = ("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size")
-
 FUNCTIONS = _words(
     "Symbol Integer Rational Add Mul Pow PowByNatural Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing IntTrueDiv ToFloat "
     "FloatTrueDiv TruncToInt FloorToInt CeilToInt Where Identity Equality Unequality LessThan StrictLessThan GreaterThan "
@@ -48,6 +40,14 @@ GUARD_NODES = (
 )
 GUARD_NAMES = ("L", "math", "max", "min", "size", "ndim", "trunc", "floor", "ceil")
 MAX_EXPRESSION = 4000
+OPERATORS = "a forward operator of torch.ops.aten on the list of those that models need, or arithmetic on sizes"
+LEAF = '{"type": null, "context": null, "children_spec": []}'
+TUPLE = '{"type": "builtins.tuple", "context": "null", "children_spec": [%s]}'
+NO_KEYWORDS = '{"type": "builtins.dict", "context": "[]", "children_spec": []}'
+
+MAX_NODES = 20_000
+MAX_DIMENSION = 2**31 - 1
+MAX_ELEMENTS = 2**31  # of one value, as far as its size is known
 
 KEYS = _words(
     # the program
@@ -64,6 +64,7 @@ KEYS = _words(
     "as_expr as_name as_nested_tensors as_int_lists as_float_lists"
 )
 NAME_MAPS = ("tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "opset_version", "range_constraints")
+REGION_KEYS = ("as_graph",)
 REASONS = {
     "as_graph": "a branch or loop of torch.cond, while_loop or no_grad inside forward",
     "buffer_mutation": "a buffer that the model changes while it runs",
@@ -75,19 +76,60 @@ REASONS = {
 }
 
 
-def check_graph(data: Any) -> None:
+@dataclass(frozen=True)
+class Allowed:
+    """What differs between the graphs of a program and those that torch.export captured.
+
+    Attributes:
+        operator: True for the name of an operator that may stand there.
+        regions: without gradients, or of autocast, may stand there; their arguments have no names.
+    """
+
+    operator: Callable[[str], bool]
+    regions: bool
+
+    def has(self, key: str) -> bool:
+        """True for a key that may stand in the JSON."""
+        return key in KEYS or (self.regions and key in REGION_KEYS)
+
+
+PROGRAM = Allowed(is_forward, regions=False)
+CAPTURED = Allowed(is_captured, regions=True)
+
+
+def check_graph(data: Any, allowed: Allowed = PROGRAM) -> None:
     """Checks an exported graph, as torch's serializer puts it into JSON.
+
+    Args:
+        data: the JSON.
+        allowed: what may stand in it.
 
     Raises:
         InputError: it holds something that isn't on the list, named in the message.
     """
-    _check(data, "")
+    _check(data, "", allowed)
     graph = data["graph_module"]["graph"]
     specs = data["graph_module"]["signature"]
     ends = [*graph["inputs"], *graph["outputs"], *_arguments(specs["input_specs"], "user_input"), *_arguments(specs["output_specs"])]
     for end in ends:  # the value of any other input would go into the source of a guard
         if list(end) != ["as_tensor"]:
             raise InputError(f"the graph has the input or output {end}; inputs and outputs of a program are tensors")
+    _check_values(graph)
+
+
+def _check_values(graph: dict[str, Any]) -> None:
+    """Checks the number of nodes, the sizes of values, and what kinds of arguments operators take, also inside regions."""
+    if len(graph["nodes"]) > MAX_NODES:
+        raise InputError(f"the graph has {len(graph['nodes']):,} nodes; a program has at most {MAX_NODES:,}")
+    for name, meta in graph["tensor_values"].items():
+        sizes = [size["as_int"] for size in meta["sizes"] if "as_int" in size]
+        if not all(0 <= size <= MAX_DIMENSION for size in sizes) or prod(sizes) > MAX_ELEMENTS:
+            raise InputError(f"{name} has the sizes {sizes}; a program's values have at most {MAX_ELEMENTS:,} elements")
+    for node in graph["nodes"]:
+        check_arguments(node)
+        for argument in node["inputs"]:
+            if "as_graph" in argument["arg"]:
+                _check_values(argument["arg"]["as_graph"]["graph"])
 
 
 def is_path(name: str) -> bool:
@@ -104,20 +146,26 @@ def _arguments(specs: list[dict[str, Any]], only: str | None = None) -> list[dic
     return [value["arg"] for spec in specs for kind, value in spec.items() if only in (None, kind)]
 
 
-def _check(value: Any, key: str) -> None:
+def _check(value: Any, key: str, allowed: Allowed) -> None:
     """Checks a JSON value that stands under `key`; the elements of a list stand under the list's key."""
     if isinstance(value, dict):
         for name, child in value.items():
             if key in NAME_MAPS:
                 _check_string(name, key)
-            elif name not in KEYS:
-                raise InputError(f"the graph holds {name!r}: {REASONS.get(name, 'nothing that a program may hold')}")
-            _check(child, "" if key in NAME_MAPS else name)
+            elif not allowed.has(name):
+                raise InputError(f"the graph holds {name[:100]!r}: {REASONS.get(name, 'nothing that a program may hold')}")
+            _check(child, "" if key in NAME_MAPS else name, allowed)
     elif isinstance(value, list):
         for child in value:
-            _check(child, key)
+            _check(child, key, allowed)
     elif isinstance(value, str):
-        _check_string(value, key)
+        if key == "target":
+            if not allowed.operator(value):
+                raise InputError(f"the graph's target {value[:100]!r} is refused; expected {OPERATORS}")
+        elif value or key != "name" or not allowed.regions:
+            _check_string(value, key)
+    elif type(value) is int and not -(2**63) <= value < 2**63:
+        raise InputError(f"the graph's {key or 'value'} {str(value)[:30]} is refused; expected a number of 64 bits")
 
 
 def _check_string(value: str, key: str) -> None:
@@ -128,23 +176,6 @@ def _check_string(value: str, key: str) -> None:
     except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError, MemoryError):
         pass  # no valid JSON or expression
     raise InputError(f"the graph's {key or 'value'} {value[:100]!r} is refused; expected {expected}")
-
-
-def _is_operator(target: str) -> bool:
-    if target in SIZE_OPERATORS:
-        return True
-    match = OPERATOR.fullmatch(target)
-    if match is None:
-        return False
-    namespace, name, overload = match.groups()
-    operator = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
-    if not isinstance(operator, torch._ops.OpOverload):
-        return False
-    schema = operator._schema
-    qualified = f"{schema.name}.{schema.overload_name}".rstrip(".")
-    if not torch._C._dispatch_has_kernel(qualified):  # the TorchScript interpreter's own operators, aten.save among them
-        return False
-    return not any(argument.name == "filename" for argument in schema.arguments) and (bool(schema.returns) or name in ASSERTIONS)
 
 
 def _is_expression(text: str) -> bool:
@@ -192,20 +223,16 @@ def _is_guard(text: str) -> bool:
     return True
 
 
-def _is_tree(text: str) -> bool:
-    """How arguments and results nest, as torch.utils._pytree writes it: tuples, lists and dicts with plain keys."""
-    version, spec = json.loads(text)
-    return version == 1 and _is_spec(spec)
+def _is_flat(text: str) -> bool:
+    """The spec of a flat tuple of tensors, as torch.utils._pytree writes it: alone for outputs, before an empty dict for inputs."""
+    leaves = text.count(LEAF)
+    return text in (flat_spec(leaves), flat_spec(leaves, inputs=True))
 
 
-def _is_spec(spec: dict[str, Any]) -> bool:
-    kind, context, children = spec["type"], spec["context"], spec["children_spec"]
-    if kind is None:
-        return context is None and children == []
-    if kind in ("builtins.tuple", "builtins.list"):
-        return context == "null" and all(_is_spec(child) for child in children)
-    keys = json.loads(context) if kind in ("builtins.dict", "collections.OrderedDict") else None
-    return isinstance(keys, list) and all(PATH.fullmatch(key) for key in keys) and all(_is_spec(child) for child in children)
+def flat_spec(leaves: int, inputs: bool = False) -> str:
+    """The spec of so many tensors in a flat tuple; as the positional arguments of a call if they are inputs."""
+    row = TUPLE % ", ".join([LEAF] * leaves)
+    return f"[1, {TUPLE % f'{row}, {NO_KEYWORDS}' if inputs else row}]"
 
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[str], bool]:
@@ -213,11 +240,10 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[str], bool]:
 
 
 RULES: dict[str, tuple[Callable[[str], bool], str]] = {
-    "target": (_is_operator, "an operator of torch.ops.aten or quantized_decomposed that this torch knows, or arithmetic on sizes"),
     "expr_str": (_is_expression, "arithmetic on sizes"),
     "guards_code": (_is_guard, "a condition on the sizes of inputs"),
-    "in_spec": (_is_tree, "a tuple, list or dict of tensors; return one of these instead of your own class"),
-    "out_spec": (_is_tree, "a tuple, list or dict of tensors; return one of these instead of your own class"),
+    "in_spec": (_is_flat, "a flat tuple of tensors"),
+    "out_spec": (_is_flat, "a flat tuple of tensors"),
     "as_string": (_matches(TEXT), "printable text"),
     "as_float": (("Infinity", "-Infinity", "NaN").__contains__, "a number"),
     "as_floats": (("Infinity", "-Infinity", "NaN").__contains__, "a number"),

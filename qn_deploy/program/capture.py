@@ -1,65 +1,172 @@
-"""From a module in memory to a Program: the tables are read off the module, the graph is captured with the weights baked in."""
+"""From a module in memory to a Program: the graph is captured once, and everything after it works on the graph."""
 
 from __future__ import annotations
 
-import copy
+import functools
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils import _pytree as pytree
 
-from qn_deploy.compress.layers import bake, compressed_weights
-from qn_deploy.errors import ExportError, InputError
-from qn_deploy.program.program import Batch, Golden, Program
-from qn_deploy.recipe import Recipe
+from qn_deploy.errors import ExportError
+from qn_deploy.graph.constants import owner_of
+from qn_deploy.program.program import Golden, Program
+from qn_deploy.program.settled import settled
+from qn_deploy.program.signature import apart, outputs_of
+
+MAX_BATCH = 64  # ExecuTorch plans memory for the largest batch
 
 
-def capture(
-    model: nn.Module,
-    example_inputs: Batch,
-    dynamic_shapes: Any = None,
-    calibration: Iterable[Batch] = (),
-    reference: nn.Module | None = None,
-    recipe: Recipe | None = None,
-    left: dict[str, str] | None = None,
-) -> Program:
-    """Captures a compressed model as a Program.
+def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None) -> Program:
+    """Captures a trained model as a float Program, in eval mode.
 
     Args:
-        model: the compressed module; it is not changed.
-        example_inputs: one tensor for each positional input; they become the golden inputs.
-        dynamic_shapes: as `torch.export.export` takes it.
-        calibration: batches of inputs that static int8 activations are calibrated with.
-        reference: the float model before compression, whose outputs become the golden ones; the model itself if None.
-        recipe: what the weights were compressed by.
-        left: weights that kept another form than the recipe asked for, with the reason.
+        model: float32, on the CPU; it is not changed, and the program shares its parameters where it can.
+        args: example inputs by position: tensors, also in tuples, lists and dicts, None and Python constants. They become the golden
+            inputs that every runtime is checked with, and are stored in model.pt: give a batch of real ones.
+        kwargs: example inputs by name.
+        dynamic_shapes: as `torch.export.export` takes it, e.g. ({0: torch.export.Dim("batch", max=64)},). ExecuTorch plans its memory at
+            export, so each dimension needs a `max`. If None, the first dimension of each input that is as long as that of the first is
+            the batch, from 1 to 64, where the model allows it; () fixes all sizes.
 
     Raises:
-        InputError: an example or calibration batch does not fit; the message says which.
-        ExportError: torch.export can't capture the model.
+        ExportError: torch.export can't capture the model, a parameter is not float32 on the CPU, or the model changes its inputs or
+            buffers.
     """
-    example_inputs = tuple(example_inputs)
-    batches = tuple(tuple(batch) for batch in calibration)
-    check_batches(batches, example_inputs)
-    weights = compressed_weights(model)
-    plain = copy.deepcopy(model).eval()
-    bake(plain)
+    kwargs = dict(kwargs or {})
+    _check_parameters(model)
+    inputs = tuple(leaf.detach().clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    with _evaluating(model), torch.no_grad():
+        found = outputs_of(model(*args, **kwargs))
+        outputs = tuple(tensor.detach().clone() for tensor in found.tensors)
+        captured, fixed = _exported(_Flat(model, found.kept), tuple(args), kwargs, dynamic_shapes)
+    names = _names(model)
+    exported = settled(captured, _doubled(captured, inputs), rename=lambda name: names.get(name) or name.removeprefix("model."))
+    outside = apart(found.names, exported.graph_signature.user_inputs)
+    notes = (*found.notes, *([fixed] if fixed else []))
+    return Program(exported, Golden(inputs, outputs), outside, classes=_classes(model, exported), notes=notes)
+
+
+class _Flat(nn.Module):
+    """The model, returning the tensors that its program returns, and nothing that torch.export does not know."""
+
+    def __init__(self, model: nn.Module, kept: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+
+        @functools.wraps(model.forward)  # torch.export names the inputs by its signature
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            leaves = pytree.tree_leaves(model(*args, **kwargs))
+            return tuple(leaves[index] for index in kept)
+
+        self.forward = forward
+
+
+def _names(model: nn.Module) -> dict[str, str]:
+    """The name of each parameter and buffer by the names that it has in `_Flat`; the first in the model's order if it is tied."""
+    first: dict[int, str] = {}
+    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {f"model.{name}": first.setdefault(id(tensor), name) for name, tensor in everything}
+
+
+def _exported(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> tuple[ExportedProgram, str]:
+    """The graph as torch gives it, and a note if the batch had to be fixed."""
+    if dynamic_shapes is not None:
+        return _export(model, args, kwargs, dynamic_shapes or None), ""
+    doubled_args, doubled_kwargs, shapes = _dynamic_batch(model, args, kwargs)
+    if shapes is None:
+        return _export(model, args, kwargs, None), ""
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        return _export(model, doubled_args, doubled_kwargs, shapes), ""
+    except ExportError as error:
+        fixed = _export(model, args, kwargs, None)
+        return fixed, f"the batch is fixed at that of the example inputs, since the model does not take any other: {error}"
+
+
+def _export(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*_flat_weights")  # an LSTM's list of its own parameters, not a state
-            exported = torch.export.export(plain, example_inputs, dynamic_shapes=dynamic_shapes, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch.export raises many classes; every one of them means that this model can't be captured
-        raise ExportError(
-            f"torch.export can't capture {type(model).__name__}: {_reason(str(error).strip() or type(error).__name__)}"
-        ) from error
-    _check_unchanged(exported, type(model).__name__)
-    with torch.no_grad():
-        outputs = (plain if reference is None else copy.deepcopy(reference).eval())(*example_inputs)
-    return Program(exported, weights, Golden(example_inputs, as_tensors(outputs)), batches, recipe, dict(left or {}))
+        message = _reason(str(error).strip() or type(error).__name__)
+        raise ExportError(f"torch.export can't capture {type(model.model).__name__}: {message}") from error
+
+
+def _dynamic_batch(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """The example inputs and the shapes that make their batch dynamic; a batch of one is doubled, since torch.export takes 1 as fixed."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors or not tensors[0].ndim or not len(tensors[0]):
+        return args, kwargs, None
+    size, shapes, dim = len(tensors[0]), ShapesCollection(), Dim("batch", min=1, max=MAX_BATCH)  # type: ignore[no-untyped-call]
+    if size > MAX_BATCH:
+        dim = Dim("batch", min=1, max=size)
+
+    def marked(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != size:
+            return leaf
+        leaf = torch.cat([leaf, leaf]) if size == 1 else leaf.clone()  # a tensor that stands twice has two entries
+        shapes[leaf] = {0: dim}
+        return leaf
+
+    args, kwargs = pytree.tree_map(marked, (args, kwargs))
+    return args, kwargs, shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def _doubled(exported: ExportedProgram, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs, those of one sample twice where the graph has a dynamic batch."""
+    names = exported.graph_signature.user_inputs
+    values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in names]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return tuple(
+        torch.cat([x, x]) if x.ndim and len(x) == 1 and not isinstance(value.shape[0], int) else x
+        for x, value in zip(inputs, tensors, strict=True)
+    )
+
+
+def _classes(model: nn.Module, program: ExportedProgram) -> dict[str, tuple[str, ...]]:
+    """For each parameter that the program reads the classes of its module, the bases of that, and the modules around it."""
+    found = {}
+    modules = dict(model.named_modules())
+    for name in program.graph_signature.inputs_to_parameters.values():
+        path = owner_of(name)
+        while path not in modules:
+            path = path.rpartition(".")[0]
+        around = [modules[path[:end]] for end in reversed([0, *(match.start() for match in re.finditer(r"\.", path))])]
+        bases = [kind.__name__ for kind in type(modules[path]).__mro__ if kind not in (nn.Module, object)]
+        found[name] = tuple(dict.fromkeys((*bases, *(type(module).__name__ for module in around))))
+    return found
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            what = "load its values" if tensor.is_meta else "move the model there with model.cpu()"
+            raise ExportError(f"{name} is on {tensor.device}; a program is captured on the CPU: {what} first")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ExportError(f"{name} is {tensor.dtype}; a program computes in float32: call model.float() first, and give float32 inputs")
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("qn_deploy.noise"):
+            weight = name.replace(".parametrizations", "").rpartition(".")[0]
+            raise ExportError(f"{weight} still carries noise; call qn_deploy.noise.remove(model) first")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; each module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _reason(message: str) -> str:
@@ -74,46 +181,3 @@ def _reason(message: str) -> str:
         f"{message.splitlines()[0]}. Try torch.export.export(model.eval(), example_inputs) by itself; what it asks for there must change "
         "in the model"
     )
-
-
-def _check_unchanged(exported: ExportedProgram, model: str) -> None:
-    """Refuses a model that keeps something from one run for the next, or writes into its inputs: no exported file could."""
-    with torch.no_grad():
-        signature = exported.run_decompositions({}).graph_signature  # only a graph without in-place operators says what it changes
-    changed = [*signature.buffers_to_mutate.values(), *(f"input {name}" for name in signature.user_inputs_to_mutate.values())]
-    if changed:
-        raise ExportError(
-            f"{model}.forward changes {', '.join(changed)} in place; a program is the same in each run and keeps its inputs. "
-            "Compute a new tensor instead, x = x + 1, or leave the update out in eval mode"
-        )
-
-
-def as_tensors(outputs: Any) -> Batch:
-    """What a module returned, as a flat tuple of tensors.
-
-    Raises:
-        InputError: it returned something that is no tensor.
-    """
-    flat = torch.utils._pytree.tree_leaves(outputs)
-    if not all(isinstance(leaf, Tensor) for leaf in flat):
-        raise InputError(f"the model returns {[type(leaf).__name__ for leaf in flat]}; a program returns tensors only")
-    return tuple(flat)
-
-
-def check_batches(batches: Iterable[Batch], example_inputs: Batch, where: str = "calibration") -> None:
-    """Checks batches against the example inputs: number of inputs, dtype, rank, and that every number is finite.
-
-    Raises:
-        InputError: naming the batch, the input, what was found and what was expected.
-    """
-    for index, batch in enumerate(batches):
-        if len(batch) != len(example_inputs):
-            raise InputError(f"{where} batch {index} holds {len(batch)} inputs; the model takes {len(example_inputs)}")
-        for position, (found, expected) in enumerate(zip(batch, example_inputs, strict=True)):
-            what = f"{where} batch {index}, input {position}"
-            if found.dtype != expected.dtype or found.ndim != expected.ndim:
-                raise InputError(
-                    f"{what} is {found.dtype} {list(found.shape)}; expected {expected.dtype} shaped like {list(expected.shape)}"
-                )
-            if found.is_floating_point() and not torch.isfinite(found).all():
-                raise InputError(f"{what} holds NaN or infinity; clean the data before calibrating with it")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from qn_deploy.compress.weights import CompressedWeight
 from qn_deploy.recipe import Recipe
+from qn_deploy.weights.compressed import CompressedWeight
 
 Batch = tuple[Tensor, ...]
+"""One tensor for each input of a program, in the order of its inputs."""
+
+Range = tuple[float, float]
+"""The least and greatest value that an int8 activation has to hold."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +33,35 @@ class Golden:
 
 @dataclass(frozen=True)
 class Program:
-    """A compressed model as data.
+    """A model as data; float where `weights` is empty.
 
     Attributes:
-        exported: plain aten graph; each compressed weight is baked to its dequantized values.
-        weights: compressed form of each weight that has one, by the parameter's name in `exported`.
+        exported: plain aten graph that takes and returns flat tuples of tensors, as `capture` settled it; each compressed weight is baked
+            to its dequantized values.
         golden: example inputs and the float outputs.
-        calibration: batches of inputs for the ranges of static int8 activations; empty if none were kept.
+        outputs: a name for each output.
+        weights: compressed form of each weight that has one, by the name of the parameter that the graph reads.
+        ranges: of activations for static int8, by the name of the node in `exported` that makes the value; empty if never calibrated.
         recipe: what the weights were compressed by.
-        left: weights that kept another form than the recipe asked for, with the reason.
+        left: weights that kept another form than the recipe asked for, and large ones that stayed float, with the reason.
+        classes: for each parameter the class names of the modules that it stood in, the owner's and its base classes' first; recipes match
+            them.
+        provenance: for each stage that made this program, in order, its name and its configuration.
+        notes: what capture left out or fixed, for the user to know.
     """
 
     exported: ExportedProgram
-    weights: dict[str, CompressedWeight]
     golden: Golden
-    calibration: tuple[Batch, ...] = ()
+    outputs: tuple[str, ...]
+    weights: dict[str, CompressedWeight] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
     recipe: Recipe | None = None
     left: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    provenance: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """A name for each input."""
+        return tuple(str(name) for name in self.exported.graph_signature.user_inputs)

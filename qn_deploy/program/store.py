@@ -1,60 +1,63 @@
-"""`qn_deploy.save` and `qn_deploy.load`: from the training script to model.pt and back."""
+"""`qn_deploy.save` and `qn_deploy.load`: a Program to a file and back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from qn_deploy.compress import Compressed
-from qn_deploy.program.archive import read_program, write_program
-from qn_deploy.program.capture import capture
+from qn_deploy.errors import InputError, QnDeployError
+from qn_deploy.files import read_bytes, write_atomic
+from qn_deploy.program.archive import program_from_members, program_to_bytes
+from qn_deploy.program.container import MANIFEST
+from qn_deploy.program.graph_json import first_line
+from qn_deploy.program.kinds import check_zip, other_zip
+from qn_deploy.program.members import read_directory, read_members
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.program.pt2 import is_pt2, program_from_pt2
 
 
-def save(
-    model: nn.Module | Compressed,
-    path: str | Path,
-    *,
-    example_inputs: Batch,
-    dynamic_shapes: Any = None,
-    calibration: Iterable[Batch] = (),
-    reference: nn.Module | None = None,
-) -> Program:
-    """Writes a compressed model to model.pt: the graph, the tables, golden vectors and hashes, no pickle.
+def save(program: Program, path: str | Path) -> None:
+    """Writes a program to model.pt: the graph, weights, tables, ranges and hashes, no pickle. The same program gives the same bytes.
+
+    The golden inputs and outputs of the program are stored in the file: give `capture` examples that may be passed on. What it was
+    calibrated and compressed with is not stored.
 
     Args:
-        model: what `compress` or `ipq` returned, or a module that carries compressed weights.
+        program: float or compressed.
         path: the file; a good file that is there already is replaced only by a whole new one.
-        example_inputs: one tensor for each positional input. They become the golden inputs that every runtime is checked with, so
-            give a batch of real ones.
-        dynamic_shapes: as `torch.export.export` takes it, e.g. ({0: torch.export.Dim("batch", max=64)},). ExecuTorch plans its memory
-            at export, so each dimension needs a `max`.
-        calibration: batches of inputs for the ranges of static int8 activations; a few hundred unlabelled samples do.
-        reference: the float model before compression; needed only with a bare module (a `Compressed` knows its own).
-
-    Returns:
-        The program that was written.
 
     Raises:
-        InputError: a batch does not fit the example inputs or holds NaN; the file can't be written.
-        ExportError: torch.export can't capture the model.
+        InputError: the program holds what the format can't hold, or the file can't be written.
     """
-    if isinstance(model, Compressed):
-        reference = model.reference if reference is None else reference
-        program = capture(model.model, example_inputs, dynamic_shapes, calibration, reference, model.recipe, model.left)
-    else:
-        program = capture(model, example_inputs, dynamic_shapes, calibration, reference)
-    write_program(program, path)
-    return program
+    write_atomic(path, program_to_bytes(program))
 
 
-def load(path: str | Path) -> Program:
-    """Reads a model.pt, checking every hash; nothing in the file is executed.
+def load(path: str | Path, example_inputs: Batch | dict[str, Tensor] | None = None) -> Program:
+    """Reads a model.pt, or a `.pt2` that torch.export.save wrote; nothing in the file is run before it is checked.
+
+    Args:
+        path: the file; which of the two it is is told from its contents.
+        example_inputs: the golden inputs of a `.pt2`, a tensor for each input or a dict by its name. If None they are made up: a `.pt2`
+            holds them as a pickle, which is never opened.
 
     Raises:
-        InputError: the file is missing, damaged, or no model.pt; the message says what it is and the way out.
+        InputError: the file is missing, damaged, too large, or no program; the message says what it is and the way out.
     """
-    return read_program(path)
+    data = read_bytes(path)
+    try:
+        check_zip(data)
+        names = [entry.filename for entry in read_directory(data)]
+        if MANIFEST in names:
+            if example_inputs is not None:
+                raise InputError("is a model.pt, which holds golden inputs of its own; leave example_inputs out")
+            return program_from_members(read_members(data))
+        if is_pt2(names):
+            return program_from_pt2(read_members(data), example_inputs)
+        raise other_zip(names)
+    except QnDeployError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # hashes hold and nothing foreign is in it: torch or this package has changed since, or it is forged
+        message = f"{path}: torch {torch.__version__} can't rebuild the program ({first_line(error)}); save the model again"
+        raise InputError(message) from error

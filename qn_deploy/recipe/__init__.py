@@ -2,7 +2,7 @@
 
 from qn_deploy.recipe.methods import Float, Int4, Int8, Method, Table
 from qn_deploy.recipe.paper import conv_net, efficientnet, resnet, roberta, transformer, transformer_lm
-from qn_deploy.recipe.rules import Recipe, Rule
+from qn_deploy.recipe.rules import Recipe, Rule, Site
 
 __all__ = [
     "Float",
@@ -11,6 +11,7 @@ __all__ = [
     "Method",
     "Recipe",
     "Rule",
+    "Site",
     "Table",
     "conv_net",
     "efficientnet",

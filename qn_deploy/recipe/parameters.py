@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qn_deploy.recipe.rules import Site
+
 # Globs over the names of the matrices in each kind of module. Biases and norms are a hundredth of a model, and stay float.
 _WEIGHT = ("weight",)
 COMPRESSIBLE: dict[type[nn.Module], tuple[str, ...]] = {
@@ -39,6 +41,12 @@ class Slot:
     name: str
     module: nn.Module
     leaf: str
+
+    @property
+    def site(self) -> Site:
+        """What a recipe may ask of it."""
+        kernel = getattr(self.module, "kernel_size", None)
+        return Site(self.name, frozenset(kind.__name__ for kind in type(self.module).__mro__), kernel=kernel)
 
     @property
     def weight(self) -> Tensor:

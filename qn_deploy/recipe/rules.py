@@ -11,10 +11,26 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
-
 from qn_deploy.errors import InputError
 from qn_deploy.recipe.methods import METHODS, Float, Method
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a recipe may ask of a weight.
+
+    Attributes:
+        name: the parameter's full name, "encoder.0.attn.weight".
+        classes: names of the class that its operator stands for ("Conv2d"), of the module that owns it and its base classes, and of the
+            modules around that.
+        operator: name of the aten operator that reads it, "conv2d"; empty while training, where modules read weights.
+        kernel: kernel size of a convolution, (3, 3), or (3,) in one dimension; None for what has no kernel.
+    """
+
+    name: str
+    classes: frozenset[str]
+    operator: str = ""
+    kernel: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -24,21 +40,24 @@ class Rule:
     Attributes:
         method: what happens to a weight that matches.
         name: glob over the parameter's full name, "encoder.*.weight".
-        module: glob over the class name of the module that owns it, "Conv2d", or over that of one of its base classes.
-        kernel: kernel size that a convolution must have to match, (3, 3), or (3,) in one dimension; None matches every module.
+        module: glob over the class names that a weight has, see `Site`: "Conv2d".
+        kernel: kernel size that a convolution must have to match, (3, 3), or (3,) in one dimension; None matches every weight.
+        operator: glob over the name of the operator that reads the weight, "conv*d"; only after training are there operators.
     """
 
     method: Method
     name: str = "*"
     module: str = "*"
     kernel: tuple[int, ...] | None = None
+    operator: str = "*"
 
-    def matches(self, name: str, module: nn.Module) -> bool:
-        """True if the parameter `name`, owned by `module`, falls under this rule."""
+    def matches(self, site: Site) -> bool:
+        """True if a weight falls under this rule."""
         return (
-            fnmatchcase(name, self.name)
-            and any(fnmatchcase(kind.__name__, self.module) for kind in type(module).__mro__)
-            and (self.kernel is None or self.kernel == getattr(module, "kernel_size", None))
+            fnmatchcase(site.name, self.name)
+            and any(fnmatchcase(kind, self.module) for kind in site.classes)
+            and fnmatchcase(site.operator, self.operator)
+            and (self.kernel is None or self.kernel == site.kernel)
         )
 
 
@@ -56,12 +75,9 @@ class Recipe:
     title: str = "custom"
     per_tensor: bool = False
 
-    def method_for(self, name: str, module: nn.Module) -> Method:
-        """The method of the first rule that matches the parameter `name` of `module`."""
-        for rule in self.rules:
-            if rule.matches(name, module):
-                return rule.method
-        return Float()
+    def method_for(self, site: Site) -> Method:
+        """The method of the first rule that matches a weight."""
+        return next((rule.method for rule in self.rules if rule.matches(site)), Float())
 
     def to_json(self) -> str:
         """This recipe as JSON text; `from_json` gives an equal recipe back."""
@@ -72,6 +88,7 @@ class Recipe:
                 "name": rule.name,
                 "module": rule.module,
                 "kernel": rule.kernel,
+                "operator": rule.operator,
             }
             for rule in self.rules
         ]
@@ -105,4 +122,5 @@ def _rule(entry: dict[str, Any]) -> Rule:
         name=str(entry["name"]),
         module=str(entry["module"]),
         kernel=kernel,
+        operator=str(entry.get("operator", "*")),  # earlier files do not say
     )

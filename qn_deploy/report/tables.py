@@ -1,19 +1,31 @@
-"""What the command line prints: tables of files, rungs and layers."""
+"""What is printed: tables of files, rungs, weights, devices and targets, as parts for rich's print."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from io import StringIO
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qn_deploy.program.manifest import Manifest, WeightEntry
-from qn_deploy.verify.devices.find import Found
-from qn_deploy.verify.ladder import Report
+if TYPE_CHECKING:
+    from qn_deploy.exporting.manifest import FileEntry, Manifest, WeightEntry
+    from qn_deploy.targets import Target
+    from qn_deploy.verification.devices.find import Found
+    from qn_deploy.verification.judge import Check
 
 _VERDICT = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "-"}
+
+
+def as_text(printable: Any) -> str:
+    """What rich would print, without colours."""
+    console = Console(file=StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(printable)
+    return capture.get().rstrip("\n")
 
 
 def size(count: int) -> str:
@@ -23,10 +35,11 @@ def size(count: int) -> str:
     return f"{count / 2**10:.1f} KB" if count < 2**20 else f"{count / 2**20:.2f} MB"
 
 
-def print_build(console: Console, manifest: Manifest, folder: Path) -> None:
+def build_table(folder: str, manifest: Manifest) -> Group:
     """The files of an export, with their size against the float model."""
-    title = f"{folder}: {manifest.target}, {manifest.activations} activations"
-    table = _table("file", "runs on", "bytes", "of float", "smaller", title=title)
+    table = _table(
+        "file", "runs on", "bytes", "of float", "smaller", title=f"{folder}: {manifest.config.target}, {manifest.activations} activations"
+    )
     for name, entry in manifest.files.items():
         parts = sum(part.bytes for part in entry.parts.values())
         companions = sum(file.bytes for file in entry.companions.values())
@@ -34,44 +47,27 @@ def print_build(console: Console, manifest: Manifest, folder: Path) -> None:
             if files:
                 share = count / manifest.float_bytes
                 table.add_row(" + ".join(files), entry.runtime, size(count), f"{share:.1%}", f"{1 / share:.1f} x")
-    console.print(table)
-    console.print(f"float constants {size(manifest.float_bytes)}; codes, centroids, scales and the rest {size(manifest.theoretical_bytes)}")
-    print_left(console, manifest.left)
-    for name, entry in manifest.files.items():
-        for note in entry.notes:
-            console.print(f"note on {name}: {note}", markup=False)
-        for fact, value in entry.facts.items():
-            console.print(f"{name}: {fact} {value}", markup=False)
+    constants = f"float constants {size(manifest.float_bytes)}; codes, centroids, scales and the rest {size(manifest.theoretical_bytes)}"
+    remarks = [] if manifest.weights else ["nothing is compressed: the recipe matched no weight, or there was none"]
+    lines = [Text(line) for name, entry in manifest.files.items() for line in _remarks(name, entry)]
+    return Group(table, Text(constants), *map(Text, remarks), *_left(manifest.left), *lines)
 
 
-def print_left(console: Console, left: dict[str, str]) -> None:
-    """Weights that are not stored as the recipe asked, with the reason."""
-    for name, reason in left.items():
-        console.print(f"kept otherwise: {name}: {reason}", markup=False)
+def _remarks(name: str, entry: FileEntry) -> Iterable[str]:
+    yield from (f"note on {name}: {note}" for note in entry.notes)
+    yield from (f"{name}: {fact} {value}" for fact, value in entry.facts.items())
 
 
-def print_report(console: Console, report: Report) -> None:
-    """The ladder, a line a check."""
-    table = _table("rung", "what", "found", "limit", "verdict", title=f"{report.folder}: parity ladder")
-    for check in report.checks:
+def report_table(folder: str, checks: Iterable[Check], verdict: str) -> Group:
+    """The ladder, a line a check, and the verdict."""
+    table = _table("rung", "what", "found", "limit", "verdict", title=f"{folder}: parity ladder")
+    for check in checks:
         table.add_row(str(check.rung), escape(check.what), escape(check.found), escape(check.limit), _VERDICT[check.passed])
-    console.print(table)
-    failed = sum(check.passed is False for check in report.checks)
-    console.print(
-        f"[bold red]{failed} check{'s' * (failed != 1)} failed[/]" if failed else f"[green]all {len(report.checks)} checks passed[/]"
-    )
+    return Group(table, Text.from_markup(verdict))
 
 
-def print_devices(console: Console, devices: tuple[Found, ...]) -> None:
-    """Each device, and what is missing where one is not ready."""
-    table = _table("device", "ready", "", title="devices")
-    for device in devices:
-        table.add_row(escape(device.name), "[green]yes[/]" if device.ready else "no", escape(device.remark))
-    console.print(table)
-
-
-def print_weights(console: Console, weights: dict[str, WeightEntry], title: str) -> None:
-    """Each compressed weight: its form, shape, G codebooks of K centroids of d weights, and bytes against float."""
+def weights_table(title: str, weights: Mapping[str, WeightEntry], left: Mapping[str, str]) -> Group:
+    """Each compressed weight: its form, shape, G codebooks of K centroids of d weights, and bytes against float; and what was left."""
     table = _table("weight", "form", "shape", "d", "G", "K", "bytes", "smaller", title=title)
     for name, entry in weights.items():
         plain = 4
@@ -79,7 +75,30 @@ def print_weights(console: Console, weights: dict[str, WeightEntry], title: str)
             plain *= extent
         columns = ("" if value is None else str(value) for value in (entry.block_size, entry.codebooks, entry.centroids))
         table.add_row(name, entry.kind, "x".join(map(str, entry.shape)), *columns, size(entry.bytes), f"{plain / entry.bytes:.1f} x")
-    console.print(table)
+    return Group(table, *_left(left))
+
+
+def devices_table(devices: Iterable[Found]) -> Table:
+    """Each device, and what is missing where one is not ready."""
+    table = _table("device", "ready", "", title="devices")
+    for device in devices:
+        table.add_row(escape(device.name), "[green]yes[/]" if device.ready else "no", escape(device.remark))
+    return table
+
+
+def targets_table(targets: Mapping[str, Target]) -> Table:
+    """Each target, and what it decides."""
+    table = _table("target", "what it is", "int8 sums", "verify names", title="targets")
+    for name, target in targets.items():
+        sums = "in 16 bits without VNNI: the files say the session option that makes them exact" if target.saturates else "in 32 bits"
+        devices = "a device, where this machine is another one: " + ", ".join(target.devices) if target.devices else "nothing more"
+        table.add_row(name, target.title, sums, devices)
+    return table
+
+
+def _left(left: Mapping[str, str]) -> list[RenderableType]:
+    """Weights that are not stored as the recipe asked, with the reason."""
+    return [Text(f"kept otherwise: {name}: {reason}") for name, reason in left.items()]
 
 
 def _table(*columns: str, title: str) -> Table:

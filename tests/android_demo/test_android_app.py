@@ -112,11 +112,8 @@ def test_another_export_in_the_app_is_refused(phone: Path, says: Callable[..., N
     code, out = run(build, "--check")
     assert code == 2 and "the app holds another export of small than" in out
     says(model="other")
-    assert (
-        CliRunner()
-        .invoke(main, ["android", str(build.folder), "--name", "digits", "--check"])
-        .output.startswith("Error: the app holds no model digits")
-    )
+    other = CliRunner().invoke(main, ["android", str(build.folder), "--name", "digits", "--check"])
+    assert "the app holds no model digits" in other.output
 
 
 def test_what_is_missing_is_said(phone: Path, says: Callable[..., None], build: Any, tmp_path: Path) -> None:

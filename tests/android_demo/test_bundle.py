@@ -14,7 +14,7 @@ from qn_deploy import android
 from qn_deploy.android import APP_MANIFEST, MODELS, bundle, model_name
 from qn_deploy.cli import main
 from qn_deploy.errors import InputError
-from qn_deploy.program.manifest import MANIFEST, BesideEntry, read_manifest
+from qn_deploy.exporting.manifest import MANIFEST, BesideEntry, read_manifest
 
 ALWAYS = {"golden.safetensors", "manifest.json"}
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from qn_deploy import noise
-from qn_deploy.compress.weights import IntWeight
 from qn_deploy.noise.integer import HistogramGrid, MinMaxGrid, StoredGrid
 from qn_deploy.noise.product import Clusters, ExactNoise, MeanNoise, ZeroNoise
 from qn_deploy.recipe import Float, Int4, Int8, Recipe, Rule, Table, conv_net, transformer
+from qn_deploy.weights.compressed import IntWeight
 from tests.noise.models import INT8, TABLES, a_batch, a_net, bits, gradient, noises, original, seen
 
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.ao.quantization import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
 
-from qn_deploy.compress.weights import IntWeight
 from qn_deploy.noise.functions import Noise
 from qn_deploy.noise.integer import HistogramGrid, MinMaxGrid, StoredGrid
 from qn_deploy.recipe import Int4, Int8
+from qn_deploy.weights.compressed import IntWeight
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compress.tables import table_from_weight
+from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.noise.functions import Noise
 from qn_deploy.noise.product import Clusters, ExactNoise, MeanNoise, ZeroNoise
 from qn_deploy.recipe import Table

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy import load, noise, save
-from qn_deploy.compress import Compressed, compress
+from qn_deploy.compression import Compressed, compress
 from qn_deploy.errors import InputError
 from qn_deploy.noise.layerdrop import attach_layer_drop
 from qn_deploy.noise.prune import prune_every_other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
 from qn_deploy.errors import InputError
-from qn_deploy.program.archive import read_program
+from qn_deploy.program.capture import capture
 from qn_deploy.program.container import pack, unpack
+from qn_deploy.program.members import read_members
 from qn_deploy.program.program import Batch, Golden, Program
+from qn_deploy.program.store import load
 from qn_deploy.recipe import conv_net
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 torch.set_num_threads(1)
 
@@ -40,10 +43,10 @@ class ConvNet(nn.Module):
         self.register_buffer("rebuilt", torch.rand(8), persistent=False)
         self.ramp = torch.arange(8.0)
 
-    def forward(self, image: Tensor, gain: Tensor) -> dict[str, Any]:
-        features = nn.functional.gelu(self.norm(self.conv(image)), approximate="tanh").mean((2, 3))
+    def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+        features = self.norm(nn.functional.gelu(self.conv(image), approximate="tanh")).mean((2, 3))
         scores = self.tied(self.first(features) * gain) + self.kept + self.rebuilt + self.ramp + torch.tensor([0.5] * 8)
-        return {"scores": scores, "more": (features, scores * image.shape[0])}
+        return scores, features, scores * image.shape[0]
 
 
 class Words(nn.Module):
@@ -51,8 +54,8 @@ class Words(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(40, 16)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return nn.functional.linear(self.embedding(tokens), self.embedding.weight)
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (nn.functional.linear(self.embedding(tokens), self.embedding.weight),)
 
 
 def random_table(weight: Tensor, d: int, size: int = 4, books: int = 1) -> PQWeight:
@@ -62,12 +65,12 @@ def random_table(weight: Tensor, d: int, size: int = 4, books: int = 1) -> PQWei
     return PQWeight(codes, centroids, torch.rand(out) / 100 + 0.001, tuple(weight.shape))
 
 
-def make_program(model: nn.Module, weights: dict[str, CompressedWeight], inputs: Batch, shapes: Any = None, **rest: Any) -> Program:
+def make_program(model: nn.Module, weights: dict[str, CompressedWeight], inputs: Batch, shapes: Any = (), **rest: Any) -> Program:
     with torch.no_grad():
-        golden = Golden(inputs, run(model, inputs))
+        golden = Golden(inputs, run(model.eval(), inputs))
         for name, weight in weights.items():
             model.get_parameter(name).copy_(weight.dequantize())
-    return Program(torch.export.export(model.eval(), inputs, dynamic_shapes=shapes), weights, golden, **rest)
+    return replace(capture(model, inputs, dynamic_shapes=shapes), golden=golden, weights=weights, **rest)
 
 
 def conv_program() -> Program:
@@ -75,12 +78,19 @@ def conv_program() -> Program:
     model = ConvNet().eval()
     weights: dict[str, CompressedWeight] = {
         "conv.weight": random_table(model.conv.weight, d=9),
-        "first.weight": IntWeight.from_float(model.first.weight),
+        "tied.weight": IntWeight.from_float(model.tied.weight),
     }
     batch = Dim("batch", min=2, max=32)
     inputs = (torch.randn(4, 3, 6, 6), torch.rand(4, 8))
-    calibration = ((torch.randn(2, 3, 6, 6), torch.rand(2, 8)), (torch.randn(3, 3, 6, 6), torch.rand(3, 8)))
-    rest = {"calibration": calibration, "recipe": conv_net(16), "left": {"unused.weight": "no input reaches it"}}
+    rest = {
+        "outputs": ("scores", "features", "scaled"),
+        "ranges": {"conv2d": (-0.1, 3.3), "gelu": (-0.17, 1e-3), "gain": (0.0, 1.0)},
+        "recipe": conv_net(16),
+        "left": {"unused.weight": "no input reaches it"},
+        "classes": {"conv.weight": ("Conv2d", "_ConvNd"), "tied.weight": ("Linear",)},
+        "provenance": ({"stage": "compress", "config": {"seed": 0, "tolerance": 0.1, "names": ["a"], "teacher": None}},),
+        "notes": ("The cache is left out.",),
+    }
     return make_program(model, weights, inputs, ({0: batch}, {0: batch}), **rest)
 
 
@@ -103,14 +113,20 @@ def refusal(path: Path, data: bytes | None = None) -> str:
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(InputError) as caught:
-        read_program(path)
+        load(path)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
     return message
 
 
+def opened(data: bytes) -> tuple[Graph, dict[str, bytes]]:
+    """The manifest and the other members of a model.pt."""
+    manifest, members = unpack(read_members(data))
+    return manifest, {name: bytes(content) for name, content in members.items()}
+
+
 def forge(good: bytes, edit: Callable[[Graph, dict[str, bytes]], Any]) -> bytes:
-    manifest, members = unpack(good)
+    manifest, members = opened(good)
     del manifest["members"]
     edit(manifest, members)
     return pack(manifest, members)

@@ -1,15 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-import torch
 
 from qn_deploy.program.archive import program_to_bytes
-from qn_deploy.program.exporter import find_exporters
-from qn_deploy.program.integer import IntegerReference, inexact_operators
-from qn_deploy.program.lower import Activations
-from qn_deploy.program.program import Batch, Program
+from qn_deploy.program.program import Program
 from tests.program.archives import conv_program, words_program
 
 
@@ -26,18 +20,3 @@ def good(program: Program) -> bytes:
 @pytest.fixture(scope="session")
 def small() -> bytes:
     return program_to_bytes(words_program())
-
-
-@pytest.fixture(scope="session")
-def assert_exact() -> Callable[[Program, Batch], None]:
-    """Asserts that each operator of a static program has an exact rule, and each runtime meets the reference bit for bit."""
-
-    def check(program: Program, inputs: Batch) -> None:
-        for exporter in find_exporters().values():
-            written = exporter.write(program, Activations.STATIC)
-            assert inexact_operators(written.lowered.exported) == []
-            (found,) = exporter.run(written.data, (inputs,))
-            for one, other in zip(found, IntegerReference(written.lowered.exported, exporter.rules)(inputs), strict=True):
-                assert torch.equal(one, other)
-
-    return check

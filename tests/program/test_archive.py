@@ -8,7 +8,7 @@ import textwrap
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -17,21 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import InputError
-from qn_deploy.program.archive import program_from_bytes, program_to_bytes, read_program, write_program
-from qn_deploy.program.container import unpack
+from qn_deploy.program.archive import program_from_bytes, program_to_bytes
 from qn_deploy.program.program import Golden, Program
+from qn_deploy.program.store import load, save
 from qn_deploy.recipe import Int4
-from tests.program.archives import ConvNet, conv_program, make_program, random_table, run, same, words_program
+from qn_deploy.weights.compressed import IntWeight, PQWeight
+from tests.program.archives import conv_program, make_program, opened, random_table, run, same, words_program
 
 
 def test_a_program_comes_back_as_it_was(program: Program, tmp_path: Path) -> None:
-    write_program(program, tmp_path / "model.pt")
-    loaded = read_program(tmp_path / "model.pt")
+    save(program, tmp_path / "model.pt")
+    loaded = load(tmp_path / "model.pt")
     assert same(loaded.golden.inputs, program.golden.inputs) and same(loaded.golden.outputs, program.golden.outputs)
-    assert len(loaded.calibration) == 2 and all(same(a, b) for a, b in zip(loaded.calibration, program.calibration, strict=True))
-    assert (loaded.recipe, loaded.left) == (program.recipe, program.left)
+    for field in ("outputs", "ranges", "recipe", "left", "classes", "provenance", "notes", "inputs"):
+        assert getattr(loaded, field) == getattr(program, field), field
     assert list(loaded.weights) == list(program.weights)
     assert [type(weight) for weight in loaded.weights.values()] == [PQWeight, IntWeight]
     for name, weight in loaded.weights.items():
@@ -70,27 +70,35 @@ def test_no_loaded_tensor_is_a_view(good: bytes) -> None:
     assert same(run(again.module(), loaded.golden.inputs), run(loaded.exported.module(), loaded.golden.inputs))
 
 
-def test_tied_weights_are_stored_once_and_stay_tied(good: bytes) -> None:
-    _, members = unpack(good)
-    stored = safetensors.torch.load(members["weights.safetensors"])
-    assert not {"first.weight", "tied.weight", "conv.weight"} & set(stored)
-    state_dict = program_from_bytes(good).exported.state_dict
-    assert state_dict["tied.weight"] is state_dict["first.weight"]
+def test_a_tied_weight_is_stored_once(good: bytes) -> None:
+    stored = safetensors.torch.load(opened(good)[1]["weights.safetensors"])
+    assert not {"first.weight", "tied.weight", "conv.weight"} & set(stored)  # they are decoded from their tables
+    assert {"first.weight", "tied.weight"} & set(program_from_bytes(good).exported.state_dict) == {"tied.weight"}
 
 
-def test_float_weights_that_are_tied_are_stored_once() -> None:
-    model = ConvNet()
-    data = program_to_bytes(make_program(model, {}, (torch.randn(2, 3, 6, 6), torch.rand(2, 8))))
-    stored = safetensors.torch.load(unpack(data)[1]["weights.safetensors"])
-    assert "first.weight" in stored and "tied.weight" not in stored
-    assert torch.equal(program_from_bytes(data).exported.state_dict["tied.weight"], model.first.weight)
+def test_float_tensors_of_the_same_values_in_memory_are_stored_once() -> None:
+    exported = torch.export.export(Two(), (torch.randn(1, 4),))
+    data = program_to_bytes(Program(exported, Golden((torch.randn(1, 4),), (torch.randn(1, 4),)), ("output",)))
+    assert set(safetensors.torch.load(opened(data)[1]["weights.safetensors"])) == {"first"}
+    state_dict = program_from_bytes(data).exported.state_dict
+    assert torch.equal(state_dict["second"], state_dict["first"])
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first", torch.randn(4))
+        self.register_buffer("second", self.first.detach())  # another tensor on the same memory
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x * self.first + self.second,)
 
 
 def test_integer_inputs_and_local_codebooks() -> None:
     program = words_program()
     loaded = program_from_bytes(program_to_bytes(program))
     assert loaded.golden.inputs[0].dtype == torch.int64
-    assert (loaded.calibration, loaded.recipe, loaded.left) == ((), None, {})
+    assert (loaded.ranges, loaded.recipe, loaded.left, loaded.provenance, loaded.notes) == ({}, None, {}, (), ())
     tokens = (torch.tensor([[3, 0, 21]]),)
     assert same(run(loaded.exported.module(), tokens), run(program.exported.module(), tokens))
 
@@ -98,7 +106,8 @@ def test_integer_inputs_and_local_codebooks() -> None:
 def test_an_input_given_twice_and_a_channels_last_weight() -> None:
     model = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
     image = torch.randn(1, 4, 5, 5)
-    program = make_program(model, {}, (image,), calibration=((image,), (image,)))
+    exported = make_program(model, {}, (image,)).exported
+    program = Program(exported, Golden((image,), (image,)), ("output",))
     loaded = program_from_bytes(program_to_bytes(program))
     assert loaded.exported.state_dict["weight"].stride() == model.weight.stride() == (36, 1, 12, 4)
     assert same(run(loaded.exported.module(), (image,)), run(program.exported.module(), (image,)))
@@ -133,7 +142,7 @@ def test_four_bits_come_back() -> None:
 
 def test_members_are_stored_in_a_fixed_order_and_date(good: bytes) -> None:
     assert good[:30] == b"PK\3\4\x14\0\0\0\0\0\0\0\x21\0" + good[14:26] + b"\x0d\0\0\0"  # not deflated, 1980-01-01, no extra field
-    assert good[30:].startswith(b'manifest.json{"format": "qn-deploy", "version": 2, "members": {"graph.json": {"sha256": "')
+    assert good[30:].startswith(b'manifest.json{"format": "qn-deploy", "version": 3, "members": {"graph.json": {"sha256": "')
     entries = zipfile.ZipFile(io.BytesIO(good)).infolist()
     assert [entry.filename for entry in entries] == [
         "manifest.json",
@@ -141,13 +150,12 @@ def test_members_are_stored_in_a_fixed_order_and_date(good: bytes) -> None:
         "weights.safetensors",
         "tables.safetensors",
         "golden.safetensors",
-        "calibration.safetensors",
     ]
     assert {(entry.compress_type, entry.date_time) for entry in entries} == {(0, (1980, 1, 1, 0, 0, 0))}
 
 
 def test_there_is_no_pickle_and_no_path_of_this_machine(good: bytes) -> None:
-    assert b"pickle" not in good and b"\x80\x02" not in unpack(good)[1]["graph.json"]
+    assert b"pickle" not in good and b"\x80\x02" not in opened(good)[1]["graph.json"]
     for private in (os.getcwd(), sys.prefix, str(Path(__file__).parent), "ConvNet", "stack_trace"):
         assert private.encode() not in good
 
@@ -164,7 +172,7 @@ def test_codes_and_values_of_four_bits_share_bytes() -> None:
     codes = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 15]], dtype=torch.uint8)
     table = PQWeight(codes, torch.arange(16, dtype=torch.int8).reshape(1, 16, 1), torch.ones(1), (3, 4))
     int4 = IntWeight(torch.tensor([[1, -1, 7], [-7, 0, 2]], dtype=torch.int8), torch.ones(1), bits=4)
-    _, members = unpack(program_to_bytes(make_program(model, {"0.weight": table, "1.weight": int4}, (torch.randn(1, 4),))))
+    _, members = opened(program_to_bytes(make_program(model, {"0.weight": table, "1.weight": int4}, (torch.randn(1, 4),))))
     stored = safetensors.torch.load(members["tables.safetensors"])
     assert bytes(stored["0.weight.codes"].tolist()) == bytes.fromhex("21 43 65 87 a9 fb")
     assert bytes(stored["1.weight.values"].tolist()) == bytes.fromhex("f1 97 20")
@@ -175,6 +183,32 @@ def test_the_same_program_gives_the_same_bytes(program: Program, good: bytes) ->
     assert program_to_bytes(program) == good
     assert program_to_bytes(program_from_bytes(good)) == good
     assert program_to_bytes(conv_program()) == good
+
+
+def test_tensors_without_memory_of_their_own_give_the_same_bytes_after_loading() -> None:
+    model, flat = nn.Linear(4, 3), torch.randn(20)
+    model.weight, model.bias = (
+        nn.Parameter(flat[5:17].reshape(3, 4)),
+        nn.Parameter(flat[0:1].expand(3)),
+    )  # parts of one, as sharding lays them
+    program = make_program(model, {}, (torch.randn(1, 4),))
+    data = program_to_bytes(program)
+    loaded = program_from_bytes(data)
+    assert program_to_bytes(loaded) == data
+    assert torch.equal(loaded.exported.state_dict["weight"], flat[5:17].reshape(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ranges": {"nowhere": (0.0, 1.0)}}, "a range for 'nowhere', but the graph has no such node"),
+        ({"outputs": ("scores",)}, "the graph has 3 outputs"),
+        ({"outputs": ("scores", "scores", "scaled")}, "the graph has 3 outputs"),
+    ],
+)
+def test_names_that_the_graph_does_not_have_are_refused(program: Program, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        program_to_bytes(replace(program, **change))
 
 
 def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
@@ -189,12 +223,12 @@ def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) ->
                 self.a, self.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
 
             def forward(self, x, y):
-                return {"u": self.a(x) + self.b(y), "v": (x * x.shape[0]).relu()}
+                return self.a(x) + self.b(y), (x * x.shape[0]).relu()
 
         torch.manual_seed(0)
         inputs, batch = (torch.randn(2, 4), torch.randn(2, 4)), torch.export.Dim("batch")
         exported = torch.export.export(Net().eval(), inputs, dynamic_shapes=({0: batch}, {0: batch}))
-        print(hashlib.sha256(program_to_bytes(Program(exported, {}, Golden(inputs, inputs)))).hexdigest())
+        print(hashlib.sha256(program_to_bytes(Program(exported, Golden(inputs, inputs), ("u", "v")))).hexdigest())
     """)
     runs = []
     for seed in ("1", "2"):
@@ -214,15 +248,16 @@ class Branching(nn.Module):
 
 def test_what_the_format_cannot_hold_is_named_at_save(tmp_path: Path) -> None:
     inputs = (torch.ones(2),)
-    program = Program(torch.export.export(Branching(), inputs), {}, Golden(inputs, inputs))
+    program = Program(torch.export.export(Branching(), inputs), Golden(inputs, inputs), ("output",))
     with pytest.raises(InputError, match=r"a branch or loop|higher_order\.cond"):
-        write_program(program, tmp_path / "model.pt")
+        save(program, tmp_path / "model.pt")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_weight_that_is_not_baked_is_named_at_save() -> None:
     model = nn.Linear(8, 8)
     exported = torch.export.export(model, (torch.ones(1, 8),))
-    program = Program(exported, {"weight": random_table(model.weight, d=4)}, Golden((torch.ones(1, 8),), (torch.ones(1, 8),)))
+    golden = Golden((torch.ones(1, 8),), (torch.ones(1, 8),))
+    program = Program(exported, golden, ("output",), {"weight": random_table(model.weight, d=4)})
     with pytest.raises(InputError, match="weight has a compressed form, but the graph has no such tensor"):
         program_to_bytes(program)

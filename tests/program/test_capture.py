@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress import compress
-from qn_deploy.compress.weights import PQWeight
+from qn_deploy.compression import compress
 from qn_deploy.errors import ExportError, InputError
-from qn_deploy.program.capture import capture, check_batches
-from qn_deploy.program.lower import Activations, lower
+from qn_deploy.lowering.lower import Activations, Form, lower
+from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.weights.compressed import PQWeight
 
 INPUT = (torch.linspace(-1, 1, 32).reshape(4, 8),)
 
@@ -79,7 +79,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Any], int]] = {
 def test_outputs_in_any_form_are_flattened_in_the_graphs_order(form: str, activations: Activations) -> None:
     model = Returns(FORMS[form][0])
     program = capture(model, INPUT, calibration=(INPUT,))
-    simulated = lower(program, activations).simulate(INPUT)
+    simulated = lower(program, Form(activations)).simulate(INPUT)
     assert len(program.golden.outputs) == len(simulated) == FORMS[form][1]
     for found, expected in zip(simulated, program.golden.outputs, strict=True):
         torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
@@ -116,19 +116,3 @@ def test_what_torch_export_cannot_take_is_said_in_one_line() -> None:
     with pytest.raises(ExportError, match=r"torch\.export can't capture Returns: ") as caught:
         capture(Returns(lambda y: y if y.sum() > 0 else -y), INPUT)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (INPUT * 2, "batch 1 holds 2 inputs; the model takes 1"),
-        ((INPUT[0].double(),), r"batch 1, input 0 is torch.float64 \[4, 8\]; expected torch.float32 shaped like \[4, 8\]"),
-        ((INPUT[0][0],), r"batch 1, input 0 is torch.float32 \[8\]"),
-        ((INPUT[0].log(),), "batch 1, input 0 holds NaN or infinity"),
-        ((INPUT[0] / 0,), "batch 1, input 0 holds NaN or infinity"),
-    ],
-    ids=["count", "dtype", "rank", "nan", "infinity"],
-)
-def test_a_calibration_batch_that_does_not_fit_is_named(batch: tuple[Tensor, ...], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        check_batches((INPUT, batch), INPUT)

@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from qn_deploy.recipe import Int8, Method, Recipe, Table, conv_net, efficientnet, resnet, roberta, transformer, transformer_lm
+from qn_deploy.recipe.parameters import Slot
 
 
 def conv(kernel: Any) -> nn.Module:
@@ -49,4 +50,4 @@ def conv(kernel: Any) -> nn.Module:
     ],
 )
 def test_the_papers_block_sizes(recipe: Recipe, name: str, module: nn.Module, expected: Method) -> None:
-    assert recipe.method_for(name, module) == expected
+    assert recipe.method_for(Slot(name, module, "weight").site) == expected

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qn_deploy.errors import InputError
-from qn_deploy.recipe import Float, Int4, Int8, Recipe, Rule, Table
+from qn_deploy.recipe import Float, Int4, Int8, Recipe, Rule, Site, Table
+from qn_deploy.recipe.parameters import Slot
 
 RANGES = st.sampled_from([None, "minmax", "least_squares"])
 METHODS = st.one_of(
@@ -69,30 +70,34 @@ def test_what_is_no_recipe_is_refused_in_one_line(text: str, part: str) -> None:
     assert "Recipe.to_json()" in str(caught.value)
 
 
+def site(name: str, module: nn.Module) -> Site:
+    return Slot(name, module, name.rpartition(".")[2]).site
+
+
 def test_the_first_rule_that_matches_decides() -> None:
     linear = nn.Linear(4, 4)
     recipe = Recipe((Rule(Int8(), name="encoder.*"), Rule(Table(4), module="Linear"), Rule(Int8())))
-    assert recipe.method_for("encoder.0.weight", linear) == Int8()
-    assert recipe.method_for("decoder.0.weight", linear) == Table(4)
-    assert recipe.method_for("decoder.0.weight", nn.Embedding(4, 4)) == Int8()
-    assert Recipe(()).method_for("weight", linear) == Float()
+    assert recipe.method_for(site("encoder.0.weight", linear)) == Int8()
+    assert recipe.method_for(site("decoder.0.weight", linear)) == Table(4)
+    assert recipe.method_for(site("decoder.0.weight", nn.Embedding(4, 4))) == Int8()
+    assert Recipe(()).method_for(site("weight", linear)) == Float()
 
 
 def test_names_are_case_sensitive_and_whole() -> None:
     linear = nn.Linear(4, 4)
-    assert not Rule(Int8(), module="linear").matches("weight", linear)
-    assert not Rule(Int8(), name="weight").matches("head.weight", linear)
-    assert not Rule(Int8(), kernel=(1, 1)).matches("weight", linear)
+    assert not Rule(Int8(), module="linear").matches(site("weight", linear))
+    assert not Rule(Int8(), name="weight").matches(site("head.weight", linear))
+    assert not Rule(Int8(), kernel=(1, 1)).matches(site("weight", linear))
 
 
 def test_a_rule_for_a_class_holds_for_its_subclasses() -> None:
     attention = nn.MultiheadAttention(4, 1)
     assert type(attention.out_proj) is not nn.Linear
-    assert Rule(Int8(), module="Linear").matches("out_proj.weight", attention.out_proj)
+    assert Rule(Int8(), module="Linear").matches(site("out_proj.weight", attention.out_proj))
 
 
 def test_a_parametrized_module_goes_by_the_class_that_the_user_wrote() -> None:
     linear = nn.Linear(4, 4)
     parametrize.register_parametrization(linear, "weight", nn.Identity())
     assert type(linear).__name__ == "ParametrizedLinear"
-    assert Rule(Int8(), module="Linear").matches("weight", linear)
+    assert Rule(Int8(), module="Linear").matches(site("weight", linear))

@@ -13,14 +13,14 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporters.to_executorch import EXPORTER, build
 from qn_deploy.exporters.to_executorch.pte import backends, named_data
-from qn_deploy.exporters.to_executorch.table_blob import DType, named_blobs
-from qn_deploy.program.exporter import Written
+from qn_deploy.exporting.exporter import Written
 from qn_deploy.program.program import Batch
 from qn_deploy.quiet import quiet
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.table_blob import DType, named_blobs
 
 Q = torch.ops.quantized_decomposed
 STEP = 0.05  # of the static int8 activations

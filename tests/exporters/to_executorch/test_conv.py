@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
-from qn_deploy.exporters.to_executorch.table_blob import HEADER, Layout, is_blob, read
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import XNNPACK
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.rules import XNNPACK
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
+from qn_deploy.weights.table_blob import HEADER, Layout, is_blob, read
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -55,7 +56,7 @@ def test_static_layers_of_every_kind_are_exact_and_stored_as_tables(
 ) -> None:
     weights = tables(random_table)
     x = (torch.randn(2, 16, 9, 9, generator=torch.Generator().manual_seed(1)),)
-    written = EXPORTER.write(make_program(Convolutions(), x, weights), Activations.STATIC)
+    written = write_file(EXPORTER, make_program(Convolutions(), x, weights), Activations.STATIC)
     expected = IntegerReference(written.lowered.exported, XNNPACK)(x)
     for name, found, reference in zip(weights, twins(written, x), expected, strict=True):
         assert torch.equal(found, reference), name

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.packing import code_rows
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import constants
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.weights.packing import code_rows
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -41,7 +42,7 @@ def test_rows_are_looked_up_exactly_and_stay_codes(make_program: MakeProgram, ra
         IntWeight.from_float(torch.randn(300, 64), per_channel=False),
     ]
     program = make_program(Lookups(len(weights)), (TOKENS,), {f"tables.{n}.weight": weight for n, weight in enumerate(weights)}, ())
-    written = EXPORTER.write(program, Activations.DYNAMIC)
+    written = write_file(EXPORTER, program, Activations.DYNAMIC)
     for found, weight in zip(twins(written, (TOKENS,)), weights, strict=True):
         assert torch.equal(found, weight.dequantize()[TOKENS])
     held = constants(written.data)

@@ -6,25 +6,26 @@ import pytest
 import torch
 from torch import nn
 
-from qn_deploy.compress.packing import code_rows
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_executorch import EXPORTER, graph_form
+from qn_deploy.exporters.to_executorch.options import ExecutorchOptions
 from qn_deploy.exporters.to_executorch.pte import backends, constants, named_data
-from qn_deploy.program.exporter import Options
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import IntWeight, PQWeight
+from qn_deploy.weights.packing import code_rows
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
-GRAPH = Options(executorch_form="graph")
+GRAPH = ExecutorchOptions(form="graph")
 
 
 @pytest.mark.parametrize("name", ["operators", "words", "tied", "shared"])
 def test_it_computes_what_the_float_program_does(programs: Programs, name: str) -> None:
     program = programs(name)
-    written = EXPORTER.write(program, Activations.NONE, GRAPH)
+    written = write_file(EXPORTER, program, Activations.NONE, GRAPH)
     x = program.golden.inputs
     for found, simulated in zip(EXPORTER.run(written.data, (x,))[0], written.lowered.simulate(x), strict=True):
         torch.testing.assert_close(found, simulated, rtol=1e-4, atol=1e-5)
@@ -46,7 +47,7 @@ def test_rows_are_looked_up_some_at_a_time_and_stay_codes(
     model = nn.Sequential(nn.Linear(64, 100), nn.Linear(100, 70, bias=False), nn.ReLU(), nn.Linear(70, 33))
     x = (torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(1)),)
     batch = torch.export.Dim("batch", min=1, max=8)
-    written = EXPORTER.write(make_program(model, x, weights, (), ({0: batch},)), Activations.NONE, GRAPH)
+    written = write_file(EXPORTER, make_program(model, x, weights, (), ({0: batch},)), Activations.NONE, GRAPH)
     for inputs in (x, (torch.randn(8, 3, 64),)):
         torch.testing.assert_close(EXPORTER.run(written.data, (inputs,))[0][0], written.lowered.simulate(inputs)[0], rtol=1e-4, atol=1e-4)
     held = constants(written.data)
@@ -57,7 +58,7 @@ def test_rows_are_looked_up_some_at_a_time_and_stay_codes(
 
 
 def test_what_xnnpack_leaves_is_told(programs: Programs) -> None:
-    notes = EXPORTER.write(programs("operators"), Activations.NONE, GRAPH).notes
+    notes = write_file(EXPORTER, programs("operators"), Activations.NONE, GRAPH).notes
     assert notes[0] == "strided.weight is looked up as a whole at every run: XNNPACK takes no computed weight for conv2d"
     assert "3 convolution" in notes[-1]
 
@@ -65,4 +66,4 @@ def test_what_xnnpack_leaves_is_told(programs: Programs) -> None:
 @pytest.mark.parametrize("activations", [Activations.STATIC, Activations.DYNAMIC])
 def test_int8_activations_are_refused(programs: Programs, activations: Activations) -> None:
     with pytest.raises(ExportError, match=rf"multiplies these in float only; export with --activations none \(found {activations.value}\)"):
-        EXPORTER.write(programs("shared"), activations, GRAPH)
+        write_file(EXPORTER, programs("shared"), activations, GRAPH)

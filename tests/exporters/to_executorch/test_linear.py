@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
-from qn_deploy.exporters.to_executorch.table_blob import is_blob, read
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import XNNPACK
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.program.rules import XNNPACK
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.weights.table_blob import is_blob, read
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -58,7 +59,7 @@ def forms(random_table: RandomTable) -> dict[str, CompressedWeight]:
 def test_static_layers_of_every_form_are_exact(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
     x = torch.randn(4, 3, 64, generator=torch.Generator().manual_seed(1))
     weights = forms(random_table)
-    written = EXPORTER.write(heads(make_program, list(weights.values()), x), Activations.STATIC)
+    written = write_file(EXPORTER, heads(make_program, list(weights.values()), x), Activations.STATIC)
     expected = IntegerReference(written.lowered.exported, XNNPACK)((x,))
     for name, found, reference in zip(weights, twins(written, (x,)), expected, strict=True):
         assert torch.equal(found, reference), name
@@ -68,7 +69,7 @@ def test_static_layers_of_every_form_are_exact(make_program: MakeProgram, random
 def test_each_form_is_stored_as_it_is(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     weights = forms(random_table)
-    written = EXPORTER.write(heads(make_program, list(weights.values()), x, ()), Activations.DYNAMIC)
+    written = write_file(EXPORTER, heads(make_program, list(weights.values()), x, ()), Activations.DYNAMIC)
     twins(written, (x,))
     stored = named_data(written.data).values()
     tables = {read(constant).int8().numpy().tobytes(): len(constant) for constant in stored if is_blob(constant)}
@@ -82,7 +83,7 @@ def test_each_form_is_stored_as_it_is(make_program: MakeProgram, random_table: R
 def test_a_dynamic_layer_has_a_range_for_each_row(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
     size = torch.logspace(-3, 3, 16)[:, None]
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1)) * size
-    written = EXPORTER.write(heads(make_program, [random_table((320, 64), 8)], x, ()), Activations.DYNAMIC)
+    written = write_file(EXPORTER, heads(make_program, [random_table((320, 64), 8)], x, ()), Activations.DYNAMIC)
     (found,), (simulated,) = twins(written, (x,)), written.lowered.simulate((x,))
     scale = simulated.abs().amax(1, keepdim=True)
     assert ((found - simulated).abs() / scale).max() < 0.01  # of each row, the smallest a millionth of the largest
@@ -109,4 +110,4 @@ def test_a_dimension_without_a_bound_is_refused_by_name(make_program: MakeProgra
     weights = {"0.weight": random_table((64, 32), 8)}
     program = make_program(nn.Sequential(nn.Linear(32, 64)), (torch.randn(4, 32),), weights, (), ({0: Dim("batch", min=1)},))
     with pytest.raises(ExportError, match=r"dimension 0 has no upper bound.*max="):
-        EXPORTER.write(program, Activations.DYNAMIC)
+        write_file(EXPORTER, program, Activations.DYNAMIC)

@@ -14,7 +14,7 @@ import pytest
 from qn_deploy.exporters.to_executorch import build
 from qn_deploy.exporters.to_executorch.pte import to_tables
 from qn_deploy.exporters.to_executorch.runtime import load_program
-from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType
+from qn_deploy.weights.table_blob import MAGIC, DType
 
 NATIVE = Path(build.__file__).parent / "native"
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from torch import nn
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporters.to_executorch import graph_blob
 from qn_deploy.exporters.to_executorch.pte import backends, constants, named_data, short_keys, to_stock, to_tables
-from qn_deploy.exporters.to_executorch.table_blob import MAGIC, is_blob
+from qn_deploy.weights.table_blob import MAGIC, is_blob
 
 
 def starts(pte: bytes) -> list[int]:

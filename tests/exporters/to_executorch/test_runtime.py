@@ -11,7 +11,7 @@ from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_executorch import graph_blob
 from qn_deploy.exporters.to_executorch.pte import named_data, to_stock, to_tables
 from qn_deploy.exporters.to_executorch.runtime import load_program
-from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType
+from qn_deploy.weights.table_blob import MAGIC, DType
 
 
 def test_tables_compute_bit_for_bit_what_dense_weights_do(lowered) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_executorch import EXPORTER
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
@@ -69,7 +70,7 @@ def test_attention_is_cut_at_dynamic_slices_only(
     make_program: MakeProgram, random_table: RandomTable, payloads: Callable[[bytes], list[bytes]], shapes: object
 ) -> None:
     weights = {"into.weight": random_table((48, 16), 4), "out.weight": random_table((16, 16), 4)}
-    written = EXPORTER.write(make_program(Attention(), (torch.randn(5, 6, 16),), weights, (), shapes), Activations.DYNAMIC)
+    written = write_file(EXPORTER, make_program(Attention(), (torch.randn(5, 6, 16),), weights, (), shapes), Activations.DYNAMIC)
     assert len(payloads(written.data)) == (2 if shapes else 1)
     assert written.notes == (("portable kernels, not XNNPACK, run 3 slice_copy",) if shapes else ())
     for batch in (1, 9) if shapes else (5,):
@@ -83,7 +84,7 @@ def test_shapes_change_and_no_value(make_program: MakeProgram) -> None:
 
     batch, length = Dim("batch", min=1, max=9), Dim("length", min=1, max=7)
     program = make_program(Shapes(), inputs(5, 4), {}, (), ({0: batch, 1: length}, {0: batch}))
-    written = EXPORTER.write(program, Activations.NONE)
+    written = write_file(EXPORTER, program, Activations.NONE)
     assert written.facts == {}
     for sizes in ((1, 1), (5, 4), (9, 7)):
         given = inputs(*sizes)
@@ -97,7 +98,7 @@ def test_a_batch_that_lowering_fixes_is_a_fact_of_the_file(make_program: MakePro
 
     monkeypatch.setattr(importlib.import_module("qn_deploy.exporters.to_executorch.write"), "slice_splits", keep)  # splits stay
     program = make_program(Halves(), (torch.randn(5, 6),), {}, (), BATCH)
-    written = EXPORTER.write(program, Activations.NONE)
+    written = write_file(EXPORTER, program, Activations.NONE)
     assert written.facts == {"x, dimension 0, takes only": "5"}
     with pytest.raises(InputError, match="resize"):
         EXPORTER.run(written.data, ((torch.randn(2, 6),),))

@@ -8,12 +8,12 @@ from hashlib import sha256
 import pytest
 import torch
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_executorch.pte import named_data
 from qn_deploy.exporters.to_executorch.stock import HEADER, LIMIT, MAGIC, PIECE, Kind, pack, rebuild
-from qn_deploy.exporters.to_executorch.table_blob import DType, Layout
-from qn_deploy.exporters.to_executorch.table_blob import pack as pack_table
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.table_blob import DType, Layout
+from qn_deploy.weights.table_blob import pack as pack_table
 
 # [2, 4] as a convolution's [2, 2, 1, 2] that XNNPACK keeps as OSI: rows 1 2 3 4 and 3 4 1 2
 TABLE = pack_table(

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qn_deploy.compress.weights import PQWeight, codes_dtype
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_layouts, unpack
+from qn_deploy.weights.compressed import PQWeight, codes_dtype
+from qn_deploy.weights.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_layouts, unpack
 
 # rows 2, inner 1, spatial 4: blocks of 2, so 2 block columns, each with its own codebook of 3 centroids
 SMALL = PQWeight(

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
-from qn_deploy.exporters.to_executorch.table_blob import is_blob, unpack
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import IntWeight, PQWeight
+from qn_deploy.weights.table_blob import is_blob, unpack
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
@@ -46,7 +47,7 @@ def test_a_recurrent_layer_holds_float_tables_beside_int8_ones_and_takes_every_b
     x, batch = (torch.randn(3, 5, 16),), ({1: torch.export.Dim("batch", min=1, max=9)},)
     int8 = IntWeight.from_float(torch.randn(96, 16))
     weights = {"gru.weight_ih_l0": int8, "gru.weight_hh_l0": random_table((96, 32), 4), "head.weight": random_table((40, 32), 4)}
-    written = EXPORTER.write(make_program(Recurrent(), x, weights, (), batch), Activations.DYNAMIC)
+    written = write_file(EXPORTER, make_program(Recurrent(), x, weights, (), batch), Activations.DYNAMIC)
     recurrent, head = weights["gru.weight_hh_l0"], weights["head.weight"]
     assert expanded(written.data) == {dense(int8.dequantize()), dense(recurrent.dequantize()), dense(head.int8())}
     assert written.notes[0].startswith("gru is written out step by step")
@@ -59,12 +60,12 @@ def test_a_recurrent_layer_holds_float_tables_beside_int8_ones_and_takes_every_b
 def test_a_transposed_convolution_is_stored_input_channels_last(make_program: MakeProgram, random_table: RandomTable) -> None:
     table = random_table((16, 8, 3, 3), 9, per_row=False)
     program = make_program(nn.Sequential(nn.ConvTranspose2d(16, 8, 3, stride=2)), (torch.randn(2, 16, 4, 4),), {"0.weight": table})
-    assert expanded(EXPORTER.write(program, Activations.STATIC).data) == {dense(table.int8().permute(1, 2, 3, 0))}
-    assert expanded(EXPORTER.write(program, Activations.NONE).data) == {dense(table.dequantize().permute(1, 2, 3, 0))}
+    assert expanded(write_file(EXPORTER, program, Activations.STATIC).data) == {dense(table.int8().permute(1, 2, 3, 0))}
+    assert expanded(write_file(EXPORTER, program, Activations.NONE).data) == {dense(table.dequantize().permute(1, 2, 3, 0))}
 
 
 def test_a_transposed_convolution_in_groups_is_refused_by_name(make_program: MakeProgram, random_table: RandomTable) -> None:
     model = nn.Sequential(nn.ConvTranspose1d(16, 16, 3, groups=2))
     program = make_program(model, (torch.randn(2, 16, 9),), {"0.weight": random_table((16, 8, 3), 3, per_row=False)})
     with pytest.raises(ExportError, match=r"0\.weight: ExecuTorch has no int8 kernel for a transposed convolution of 2 groups"):
-        EXPORTER.write(program, Activations.STATIC)
+        write_file(EXPORTER, program, Activations.STATIC)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
@@ -58,7 +59,7 @@ def test_projections_are_fused_and_what_is_between_them_goes_through(
     shapes = ({0: torch.export.Dim("batch", min=1, max=16)},)
     x = torch.randn(4, 6, 16, generator=torch.Generator().manual_seed(0))
     calibration = ((x,),) if activations is Activations.STATIC else ()
-    written = EXPORTER.write(make_program(module, (x,), weights, calibration, shapes), activations)
+    written = write_file(EXPORTER, make_program(module, (x,), weights, calibration, shapes), activations)
     found = optimized(written.data)
     if activations is not Activations.NONE:
         # Of the dynamic ones, layers with one input share its quantization, and become MatMulIntegerToFloat.

@@ -8,13 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
-from qn_deploy.program.rules import ONNXRUNTIME
+from qn_deploy.weights.compressed import PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -50,7 +51,7 @@ def test_a_static_convolution_is_exact_in_onnxruntime(
     layer = kind(groups * width, groups * 8, kernel, stride, padding, groups=groups, bias=bias)
     table = random_table(tuple(layer.weight.shape), kernel**dimensions, size)
     x = (torch.randn(4, groups * width, *(6, 5)[:dimensions], generator=torch.Generator().manual_seed(1)),)
-    written = EXPORTER.write(make_program(nn.Sequential(layer), x, {"0.weight": table}), Activations.STATIC)
+    written = write_file(EXPORTER, make_program(nn.Sequential(layer), x, {"0.weight": table}), Activations.STATIC)
     shipped, plain, twin = (
         EXPORTER.run(data, (x,), optimized=level)[0][0]
         for data, level in ((written.data, True), (written.data, False), (EXPORTER.dense(written.data), True))

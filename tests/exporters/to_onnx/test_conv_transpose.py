@@ -10,10 +10,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
@@ -38,7 +39,7 @@ def test_a_table_expands_and_the_layer_runs_in_float(
     table = random_table(tuple(layer.weight.shape), int(layer.weight[0].numel()) // 3, per_row=False)  # type: ignore[union-attr]
     x = (torch.randn(size, generator=torch.Generator().manual_seed(0)),)
     calibration = (x,) if activations is Activations.STATIC else ()
-    written = EXPORTER.write(make_program(nn.Sequential(layer), x, {"0.weight": table}, calibration), activations)
+    written = write_file(EXPORTER, make_program(nn.Sequential(layer), x, {"0.weight": table}, calibration), activations)
     (shipped,), (simulated,) = EXPORTER.run(written.data, (x,))[0], written.lowered.simulate(x)
     torch.testing.assert_close(shipped, simulated, rtol=1e-5, atol=1e-5)
     assert optimized(written.data)["ConvTranspose"] == 1
@@ -51,7 +52,7 @@ def test_an_int8_layer_sums_integers(make_program: MakeProgram, random_table: Ra
     table = random_table((8, 6, 4), 8, per_row=False)
     x = (torch.randn(2, 8, 10, generator=torch.Generator().manual_seed(0)),)
     model = onnx.load_model_from_string(
-        EXPORTER.write(make_program(nn.Sequential(layer), x, {"0.weight": table}, (x,)), Activations.STATIC).data
+        write_file(EXPORTER, make_program(nn.Sequential(layer), x, {"0.weight": table}, (x,)), Activations.STATIC).data
     )
     constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     makers = {node.output[0]: node for node in model.graph.node}

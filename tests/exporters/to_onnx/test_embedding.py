@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from qn_deploy.compress.weights import IntWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import IntWeight, PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -29,7 +30,9 @@ def initializers(data: bytes) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize(("size", "books", "per_row"), [(4, 1, False), (4, 2, True), (17, 2, False), (300, 1, True), (300, 2, False)])
 def test_rows_are_looked_up_exactly(make_program: MakeProgram, random_table: RandomTable, size: int, books: int, per_row: bool) -> None:
     table = random_table((20, 8), block=4, size=size, books=books, per_row=per_row)
-    written = EXPORTER.write(make_program(nn.Sequential(nn.Embedding(20, 8)), (TOKENS,), {"0.weight": table}, ()), Activations.DYNAMIC)
+    written = write_file(
+        EXPORTER, make_program(nn.Sequential(nn.Embedding(20, 8)), (TOKENS,), {"0.weight": table}, ()), Activations.DYNAMIC
+    )
     for optimized in (False, True):
         assert torch.equal(EXPORTER.run(written.data, ((TOKENS,),), optimized)[0][0], table.dequantize()[TOKENS])
 
@@ -37,7 +40,7 @@ def test_rows_are_looked_up_exactly(make_program: MakeProgram, random_table: Ran
 def test_an_int8_embedding_stays_int8(make_program: MakeProgram) -> None:
     module = nn.Sequential(nn.Embedding(20, 64))
     weight = IntWeight.from_float(module.get_parameter("0.weight"), per_channel=False)
-    written = EXPORTER.write(make_program(module, (TOKENS,), {"0.weight": weight}, ()), Activations.DYNAMIC)
+    written = write_file(EXPORTER, make_program(module, (TOKENS,), {"0.weight": weight}, ()), Activations.DYNAMIC)
     assert torch.equal(EXPORTER.run(written.data, ((TOKENS,),))[0][0], weight.dequantize()[TOKENS])
     assert len(written.data) < weight.nbytes + 1000
 
@@ -85,7 +88,7 @@ def test_an_int8_weight_tied_with_the_embedding_runs(make_program: MakeProgram) 
 
     model = Model()
     weight = IntWeight.from_float(model.embed.weight, per_channel=False)
-    written = EXPORTER.write(make_program(model, (TOKENS,), {"embed.weight": weight, "out.weight": weight}, ()), Activations.DYNAMIC)
+    written = write_file(EXPORTER, make_program(model, (TOKENS,), {"embed.weight": weight, "out.weight": weight}, ()), Activations.DYNAMIC)
     found = EXPORTER.run(written.data, ((TOKENS,),))[0][0]
     torch.testing.assert_close(found, written.lowered.simulate((TOKENS,))[0], rtol=1e-4, atol=1e-5)
     assert list(initializers(written.data).values()).count((20, 16)) == 1

@@ -11,8 +11,10 @@ from onnx import helper
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_onnx import EXPORTER, passes
 from qn_deploy.exporters.to_onnx.fusions import check_fusions
-from qn_deploy.program.exporter import Options, Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporters.to_onnx.options import OnnxOptions
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
 
 Write = Callable[[str, str, Activations], Written]
@@ -94,12 +96,12 @@ def test_trap_a_matrix_product_with_a_float_bias(write: Write) -> None:
 def test_trap_int8_activations_at_a_fork(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "unsigned_activations", lambda model, weights: None)
     with pytest.raises(ExportError, match=r"stayed Conv instead of QLinearConv: its input is int8; onnxruntime wants uint8"):
-        EXPORTER.write(programs("residual"), Activations.STATIC)
+        write_file(EXPORTER, programs("residual"), Activations.STATIC)
 
 
 def test_a_lost_fusion_is_an_error_or_with_allow_unfused_a_remark(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "unsigned_activations", lambda model, weights: None)
     with pytest.raises(ExportError, match=r"--allow-unfused"):
-        EXPORTER.write(programs("residual"), Activations.STATIC)
-    written = EXPORTER.write(programs("residual"), Activations.STATIC, Options(allow_unfused=True))
+        write_file(EXPORTER, programs("residual"), Activations.STATIC)
+    written = write_file(EXPORTER, programs("residual"), Activations.STATIC, OnnxOptions(allow_unfused=True))
     assert any("stayed Conv instead of QLinearConv" in note for note in written.notes)

@@ -12,11 +12,13 @@ import torch
 
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_onnx import EXPORTER, large, read
-from qn_deploy.program.build import export
-from qn_deploy.program.exporter import Options, TooLargeError, Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporters.to_onnx.options import OnnxOptions
+from qn_deploy.exporting.config import ExportConfig
+from qn_deploy.exporting.export import export, write_file
+from qn_deploy.exporting.exporter import TooLargeError, Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
-from qn_deploy.verify.ladder import verify
+from qn_deploy.verification.ladder import verify
 
 Programs = Callable[[str], Program]
 Write = Callable[[str, str, Activations], Written]
@@ -38,7 +40,7 @@ def test_under_the_limit_a_program_is_one_file(whole: Written) -> None:
 
 
 def test_the_data_file_is_named_after_its_hash_and_computes_the_same(programs: Programs, whole: Written, small_files: None) -> None:
-    written = EXPORTER.write(programs("words"), Activations.DYNAMIC)
+    written = write_file(EXPORTER, programs("words"), Activations.DYNAMIC)
     ((name, data),) = written.parts.items()
     assert name == f"model.{sha256(data).hexdigest()[:16]}.data"
     assert len(written.data) < len(whole.data)
@@ -50,7 +52,7 @@ def test_the_data_file_is_named_after_its_hash_and_computes_the_same(programs: P
 
 
 def test_a_shell_is_made_of_a_program_in_two_files(programs: Programs, small_files: None) -> None:
-    written = EXPORTER.write(programs("words"), Activations.DYNAMIC, Options(shell=True))
+    written = write_file(EXPORTER, programs("words"), Activations.DYNAMIC, OnnxOptions(shell=True))
     assert written.parts
     assert EXPORTER.rebuild(written.companions) == EXPORTER.dense(written.data, written.parts)
 
@@ -58,7 +60,7 @@ def test_a_shell_is_made_of_a_program_in_two_files(programs: Programs, small_fil
 def test_a_folder_with_external_data_loads_by_its_path_and_verifies(
     programs: Programs, tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = export(programs("words"), Activations.DYNAMIC, tmp_path, "x86", only=("onnx",))
+    manifest = export(programs("words"), tmp_path, ExportConfig("x86", "dynamic", only=("onnx",))).manifest
     (name,) = manifest.files["model.onnx"].parts
     onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert verify(tmp_path).passed
@@ -73,7 +75,7 @@ def test_a_folder_with_external_data_loads_by_its_path_and_verifies(
 def test_missing_and_short_data_and_dense_weights_that_fit_no_file(
     programs: Programs, small_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = EXPORTER.write(programs("words"), Activations.DYNAMIC)
+    written = write_file(EXPORTER, programs("words"), Activations.DYNAMIC)
     ((name, data),) = written.parts.items()
     for parts in ({}, {name: data[:-1]}):
         with pytest.raises(InputError, match=f"lies in {name}, which is missing or too short; export the model again"):

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
-from qn_deploy.program.rules import ONNXRUNTIME
+from qn_deploy.weights.compressed import PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -57,7 +58,9 @@ def test_a_static_layer_is_exact_in_onnxruntime(
 ) -> None:
     table = random_table((out, columns * block), block, size, min(books, columns), per_row)
     x = (torch.randn(64, *(3, 2)[: rank - 2], columns * block, generator=torch.Generator().manual_seed(1)),)
-    written = EXPORTER.write(make_program(nn.Sequential(nn.Linear(columns * block, out, bias)), x, {"0.weight": table}), Activations.STATIC)
+    written = write_file(
+        EXPORTER, make_program(nn.Sequential(nn.Linear(columns * block, out, bias)), x, {"0.weight": table}), Activations.STATIC
+    )
     (shipped,), (plain,), (twin,) = (
         EXPORTER.run(data, (x,), optimized=level)[0]
         for data, level in ((written.data, True), (written.data, False), (EXPORTER.dense(written.data), True))
@@ -77,7 +80,7 @@ def test_a_dynamic_layer_multiplies_integers_and_then_the_two_scales(
     table = random_table((24, columns * 4), 4, 16, min(books, columns))
     x = (torch.randn(*(3, 2, 2)[: rank - 1], columns * 4, generator=torch.Generator().manual_seed(1)),)
     model = nn.Sequential(nn.Linear(columns * 4, 24, bias))
-    written = EXPORTER.write(make_program(model, x, {"0.weight": table}, ()), Activations.DYNAMIC)
+    written = write_file(EXPORTER, make_program(model, x, {"0.weight": table}, ()), Activations.DYNAMIC)
     shipped, plain, twin = (
         EXPORTER.run(data, (x,), optimized=level)[0][0]
         for data, level in ((written.data, True), (written.data, False), (EXPORTER.dense(written.data), True))
@@ -100,7 +103,7 @@ def test_a_static_layer_of_more_dimensions_is_flattened_to_the_fused_gemm(
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24))
     weights = {"0.weight": random_table((32, 16), 4), "2.weight": random_table((24, 32), 4)}
     x, other = (torch.randn(*size, 16, generator=torch.Generator().manual_seed(1)) for size in ((8, 5), (13, 5 if 1 not in dynamic else 9)))
-    written = EXPORTER.write(make_program(model, (x,), weights, dynamic_shapes=(dynamic,)), Activations.STATIC)
+    written = write_file(EXPORTER, make_program(model, (x,), weights, dynamic_shapes=(dynamic,)), Activations.STATIC)
     found = optimized(written.data)
     assert (found["QGemm"], found["Add"], found["MatMulIntegerToFloat"]) == (2, 0, 0)
     for values in (x, other):

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight, codes_dtype
 from qn_deploy.exporters.to_onnx import EXPORTER, linears, passes
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 
 def parse(body: str, signature: str = "float[2, 4] x) => (float[2, 3] y") -> ir.Model:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from qn_deploy.compress.packing import code_rows
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.packing import code_rows
 
 Programs = Callable[[str], Program]
 Write = Callable[[str, str, Activations], Written]

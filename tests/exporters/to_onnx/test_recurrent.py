@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import CompressedWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
@@ -37,7 +38,7 @@ def test_weights_are_floats_by_the_time_they_are_read(
         "layer.weight_hh_l0": random_table((rows, 12), 4),
     }
     x = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)),)
-    written = EXPORTER.write(make_program(Recurrent(kind), x, weights, ()), Activations.DYNAMIC)
+    written = write_file(EXPORTER, make_program(Recurrent(kind), x, weights, ()), Activations.DYNAMIC)
     found = optimized(written.data)
     assert found[kind.__name__] == 1
     assert not found.keys() & {"DequantizeLinear", "Cast", "Gather", "Mul"}

@@ -10,15 +10,17 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from qn_deploy.compress.weights import PQWeight
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch.table_blob import DType, Layout, pack
 from qn_deploy.exporters.to_onnx import EXPORTER
+from qn_deploy.exporters.to_onnx.options import OnnxOptions
 from qn_deploy.exporters.to_onnx.read import session_options
 from qn_deploy.exporters.to_onnx.shell import SHELL, SIDECAR, constants, join, load_shell
-from qn_deploy.program.exporter import Options, Written
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.table_blob import DType, Layout, pack
 
 Programs = Callable[[str], Program]
 FORMS = [("operators", Activations.STATIC), ("words", Activations.DYNAMIC), ("tied", Activations.NONE)]
@@ -27,7 +29,7 @@ forms = pytest.mark.parametrize(("name", "activations"), FORMS, ids=[f"{name}-{a
 
 @pytest.fixture(scope="module")
 def shells(programs: Programs) -> Callable[[str, Activations], Written]:
-    return lambda name, activations: EXPORTER.write(programs(name), activations, Options(shell=True))
+    return lambda name, activations: write_file(EXPORTER, programs(name), activations, OnnxOptions(shell=True))
 
 
 @forms

@@ -13,15 +13,16 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from qn_deploy.compress.weights import CompressedWeight, IntWeight, PQWeight
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.exporters.to_onnx.metadata import VNNI
-from qn_deploy.program.exporter import Written
-from qn_deploy.program.integer import IntegerReference
-from qn_deploy.program.lower import Activations
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.lower import Activations
+from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
-from qn_deploy.program.rules import ONNXRUNTIME
 from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -49,7 +50,7 @@ def test_standard_operators_only(write: Write, name: str, activations: Activatio
 def test_without_packed_codes_the_opset_is_18(make_program: MakeProgram, random_table: RandomTable) -> None:
     x = (torch.randn(2, 16),)
     program = make_program(nn.Sequential(nn.Linear(16, 32)), x, {"0.weight": random_table((32, 16), 4, 17)}, ())
-    assert [entry.version for entry in model_of(EXPORTER.write(program, Activations.DYNAMIC)).opset_import] == [18]
+    assert [entry.version for entry in model_of(write_file(EXPORTER, program, Activations.DYNAMIC)).opset_import] == [18]
 
 
 @pytest.mark.parametrize("name", ["two tables", "int4", "16-bit codes", "local codebooks"])
@@ -65,7 +66,7 @@ def test_every_kind_of_table_folds_into_the_fused_operator(
         "local codebooks": first,
     }[name]
     x = (torch.randn(8, 32, generator=torch.Generator().manual_seed(0)),)
-    written = EXPORTER.write(make_program(nn.Sequential(nn.Linear(32, 48)), x, {"0.weight": weight}), activations)
+    written = write_file(EXPORTER, make_program(nn.Sequential(nn.Linear(32, 48)), x, {"0.weight": weight}), activations)
     found = optimized(written.data)
     assert found["QGemm" if activations is Activations.STATIC else "DynamicQuantizeMatMul"] == 1
     assert not found.keys() & {"Gather", "Clip", "Reshape", "Gemm", "MatMul"}
@@ -98,7 +99,7 @@ def test_the_file_tells_where_it_comes_from(make_program: MakeProgram, random_ta
     table = random_table((32, 16), 4)
     program = make_program(nn.Sequential(nn.Linear(16, 32)), (torch.randn(4, 16),), {"0.weight": table})
     recipe = Recipe((Rule(Table(4, 16)),), title="mine")
-    written = EXPORTER.write(replace(program, recipe=recipe), Activations.STATIC)
+    written = write_file(EXPORTER, replace(program, recipe=recipe), Activations.STATIC)
     told = {entry.key: entry.value for entry in model_of(written).metadata_props}
     assert set(told) == {"qn_deploy.version", "qn_deploy.activations", "qn_deploy.weights", "qn_deploy.recipe"}
     assert told["qn_deploy.weights"] == sha256(sha256(table.int8().numpy().tobytes()).digest()).hexdigest()
@@ -124,7 +125,7 @@ def test_nothing_of_the_users_machine_is_in_the_file(write: Write, name: str, ac
 
 @pytest.mark.parametrize(("name", "activations"), FORMS[2:])  # static ones: tests/program/test_build.py
 def test_the_same_program_gives_the_same_bytes(programs: Programs, write: Write, name: str, activations: Activations) -> None:
-    assert EXPORTER.write(programs(name), activations).data == write(name, "onnx", activations).data
+    assert write_file(EXPORTER, programs(name), activations).data == write(name, "onnx", activations).data
 
 
 def zero_points(model: onnx.ModelProto, of_weights: bool) -> list[onnx.TensorProto]:
@@ -158,7 +159,7 @@ def test_many_zero_points_are_made_when_the_session_loads(
 ) -> None:
     x = (torch.randn(8, 16, generator=torch.Generator().manual_seed(0)),)
     program = make_program(nn.Sequential(nn.Linear(16, rows)), x, {"0.weight": random_table((rows, 16), 4)})
-    written = EXPORTER.write(program, Activations.STATIC)
+    written = write_file(EXPORTER, program, Activations.STATIC)
     casts = [node for node in model_of(written).graph.node if node.op_type == "Cast" and node.input[0] == "0.weight/scale"]
     assert len(casts) == spread
     assert sum(entry.name == "0.weight/zero" for entry in model_of(written).graph.initializer) == 1 - spread
@@ -220,7 +221,7 @@ def test_a_feed_forward_layer_is_fused_on_any_number_of_dimensions(
     x = (torch.randn(*shape, generator=torch.Generator().manual_seed(0)),)
     weights = {"0.weight": random_table((32, 16), 4), "2.weight": random_table((16, 32), 4)}
     program = make_program(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)), x, weights)
-    written = EXPORTER.write(program, Activations.STATIC)
+    written = write_file(EXPORTER, program, Activations.STATIC)
     found = optimized(written.data)
     assert found["QGemm"] == 2
     assert not found.keys() & {"Gemm", "MatMul", "Relu"}
@@ -250,7 +251,7 @@ def test_the_file_is_little_more_than_its_codes(make_program: MakeProgram, rando
     weights = {"embed.weight": tied, "out.weight": tied, **{f"layers.{i}.weight": random_table((64, 64), 8, 64, seed=i) for i in range(6)}}
     program = make_program(Wide(), (torch.randint(2000, (2, 9)),), weights, ())
     theory = tied.nbytes + sum(program.weights[f"layers.{i}.weight"].nbytes + 4 * 64 for i in range(6))
-    assert len(EXPORTER.write(program, Activations.DYNAMIC).data) <= 1.05 * theory + 24 * 1024
+    assert len(write_file(EXPORTER, program, Activations.DYNAMIC).data) <= 1.05 * theory + 24 * 1024
 
 
 def test_an_int8_weight_is_stored_as_it_is(programs: Programs, write: Write) -> None:

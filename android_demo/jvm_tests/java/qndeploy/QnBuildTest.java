@@ -109,10 +109,10 @@ public class QnBuildTest {
     public void aManifestOfAnotherVersionIsRefused() throws Exception {
         JSONObject manifest = Fixtures.json("models/linear-static/manifest.json");
         try {
-            new Manifest(bytes(manifest.put("version", 3)));
+            new Manifest(bytes(manifest.put("version", 2)));
             fail();
         } catch (BadFileException expected) {
-            assertEquals("manifest.json of format qn-deploy build 3, expected qn-deploy build 2", expected.getMessage());
+            assertEquals("manifest.json of format qn-deploy build 2, expected qn-deploy build 3", expected.getMessage());
         }
     }
 

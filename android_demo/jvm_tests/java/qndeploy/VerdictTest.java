@@ -53,9 +53,9 @@ public class VerdictTest {
     public void anExactProgramHasToBeBitIdentical() throws Exception {
         QnBuild model = model("linear-static");
         TensorData reference = model.golden("reference/onnx").get(0);
-        double step = model.manifest.steps.get(0);
-        assertTrue(Verdict.ofRuntime(model, "onnx", off(reference, 0)).passed);
-        Verdict verdict = Verdict.ofRuntime(model, "onnx", off(reference, step));
+        double step = model.manifest.files.get("model.onnx").steps.get(0);
+        assertTrue(Verdict.ofRuntime(model, "model.onnx", off(reference, 0)).passed);
+        Verdict verdict = Verdict.ofRuntime(model, "model.onnx", off(reference, step));
         assertEquals("bit-identical", verdict.limit);
         assertTrue(verdict.found, !verdict.passed && verdict.found.startsWith("1 step, "));
     }
@@ -64,18 +64,18 @@ public class VerdictTest {
     public void runtimesMayDifferByAStep() throws Exception {
         QnBuild model = model("linear-static");
         TensorData reference = model.golden("reference/onnx").get(0);
-        double step = model.manifest.steps.get(0);
-        assertTrue(Verdict.ofTwins(model, off(reference, step), off(reference, 0)).passed);
-        assertEquals("<= 1 step", Verdict.ofTwins(model, off(reference, step), off(reference, 0)).limit);
-        assertTrue(!Verdict.ofTwins(model, off(reference, 2 * step), off(reference, 0)).passed);
+        double step = model.manifest.files.get("model.onnx").steps.get(0);
+        assertTrue(Verdict.ofTwins(model, "model.onnx", off(reference, step), off(reference, 0)).passed);
+        assertEquals("<= 1 step", Verdict.ofTwins(model, "model.onnx", off(reference, step), off(reference, 0)).limit);
+        assertTrue(!Verdict.ofTwins(model, "model.onnx", off(reference, 2 * step), off(reference, 0)).passed);
     }
 
     @Test
     public void aFloatProgramHasToBeClose() throws Exception {
         QnBuild model = model("MLP-dynamic");
         TensorData simulated = model.golden("simulated/onnx").get(0);
-        assertTrue(Verdict.ofRuntime(model, "onnx", off(simulated, 1e-6)).passed);
-        Verdict verdict = Verdict.ofRuntime(model, "onnx", off(simulated, 10));
+        assertTrue(Verdict.ofRuntime(model, "model.onnx", off(simulated, 1e-6)).passed);
+        Verdict verdict = Verdict.ofRuntime(model, "model.onnx", off(simulated, 10));
         assertEquals("SQNR >= 40 dB, same top-1", verdict.limit);
         assertTrue(verdict.found, !verdict.passed);
     }
@@ -84,7 +84,7 @@ public class VerdictTest {
     public void anotherShapeIsNoAgreement() throws Exception {
         QnBuild model = model("linear-static");
         TensorData one = model.golden("reference/onnx").get(0).first();
-        Verdict verdict = Verdict.ofRuntime(model, "onnx", Collections.singletonList(one));
+        Verdict verdict = Verdict.ofRuntime(model, "model.onnx", Collections.singletonList(one));
         assertTrue(!verdict.passed);
         assertEquals("[F32 [1, 32]]", verdict.found);
     }

@@ -14,7 +14,7 @@ import org.json.JSONObject;
 
 /** What the app needs of manifest.json: files with hashes, how strict the verdict is, and the outputs' quantization steps. */
 public final class Manifest {
-    private static final String FORMAT = "qn-deploy build 2";
+    private static final String FORMAT = "qn-deploy build 3";
 
     /** A program file, or a file beside it: another form of the program, or a part of it. */
     public static final class Entry {
@@ -22,10 +22,21 @@ public final class Manifest {
         public final long bytes;
         /** True for a .pte that only ExecuTorch with our backend runs; its companion runs without. */
         public final boolean needsBackend;
+        public final boolean isStatic;
+        /** True if every operator has an exact integer rule, so that a runtime has to meet the reference bit for bit. */
+        public final boolean isExact;
+        /** The quantization step of each output, null for a float output. */
+        public final List<Double> steps = new ArrayList<>();
 
         Entry(JSONObject program, JSONObject file) throws JSONException {
             exporter = program.getString("exporter");
             runtime = program.getString("runtime");
+            isStatic = program.getString("activations").startsWith("static"); // static, or static-qnnpack
+            isExact = isStatic && program.getJSONArray("inexact").length() == 0;
+            JSONArray all = program.getJSONArray("steps");
+            for (int i = 0; i < all.length(); i++) {
+                steps.add(all.isNull(i) ? null : (Double) all.getDouble(i));
+            }
             sha256 = file.getString("sha256");
             bytes = file.getLong("bytes");
             needsBackend = file == program && exporter.equals("executorch") && program.getJSONObject("companions").length() > 0;
@@ -34,22 +45,15 @@ public final class Manifest {
 
     public final Map<String, Entry> files = new HashMap<>();
     public final String goldenSha256;
-    public final boolean isStatic;
-    /** True if every operator has an exact integer rule, so that a runtime has to meet the reference bit for bit. */
-    public final boolean isExact;
     /** True if every program takes any number of examples at once. */
     public final boolean isBatched;
     public final List<String> outputs = new ArrayList<>();
-    /** The quantization step of each output, null for a float output. */
-    public final List<Double> steps = new ArrayList<>();
 
     Manifest(ByteBuffer utf8) throws BadFileException, JSONException {
         JSONObject all = json(utf8);
         String format = all.get("format") + " " + all.get("version");
         check(format.equals(FORMAT), "manifest.json of format " + format + ", expected " + FORMAT);
         goldenSha256 = all.getString("golden_sha256");
-        isStatic = all.getString("activations").startsWith("static"); // static, or static-qnnpack
-        isExact = isStatic && all.getJSONArray("inexact").length() == 0;
         boolean batched = true;
         JSONObject programs = all.getJSONObject("files");
         for (String name : names(programs)) {
@@ -73,9 +77,7 @@ public final class Manifest {
         isBatched = batched;
         JSONArray results = all.getJSONArray("outputs");
         for (int i = 0; i < results.length(); i++) {
-            JSONObject output = results.getJSONObject(i);
-            outputs.add(output.getString("name"));
-            steps.add(output.isNull("step") ? null : (Double) output.getDouble("step"));
+            outputs.add(results.getJSONObject(i).getString("name"));
         }
     }
 

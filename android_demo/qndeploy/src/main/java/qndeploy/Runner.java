@@ -42,11 +42,14 @@ public final class Runner {
         }
         Map<String, Object> first = outcomes.get(0).facts;
         List<TensorData> outputs = outcomes.get(0).outputs;
-        for (Outcome other : new ArrayList<>(outcomes)) {
-            if (build.manifest.isStatic && outputs != null && other.outputs != null && !first.get("runtime").equals(other.facts.get("runtime"))) {
+        String file = build.programs.get(0);
+        for (int i = 1; i < build.programs.size(); i++) {
+            Outcome other = outcomes.get(i);
+            boolean isStatic = build.manifest.files.get(file).isStatic && build.manifest.files.get(build.programs.get(i)).isStatic;
+            if (isStatic && outputs != null && other.outputs != null && !first.get("runtime").equals(other.facts.get("runtime"))) {
                 String files = first.get("file") + "," + other.facts.get("file");
                 String runtimes = first.get("runtime") + " to " + other.facts.get("runtime");
-                Verdict verdict = Verdict.ofTwins(build, outputs, other.outputs);
+                Verdict verdict = Verdict.ofTwins(build, file, outputs, other.outputs);
                 outcomes.add(new Outcome(build, files, runtimes, verdict, null, Collections.emptyMap()));
             }
         }
@@ -65,8 +68,8 @@ public final class Runner {
                 figures.put("load_us", (System.nanoTime() - begin) / 1000);
                 List<TensorData> outputs = program.run(build.golden("input"));
                 figures.put("ram_bytes", Math.max(0, residentBytes() - before));
-                measure(program, build, figures);
-                return new Outcome(build, file, entry.runtime, Verdict.ofRuntime(build, entry.exporter, outputs), outputs, figures);
+                measure(program, model, figures);
+                return new Outcome(build, file, entry.runtime, Verdict.ofRuntime(build, file, outputs), outputs, figures);
             }
         } catch (Exception | LinkageError error) {
             return new Outcome(build, file, entry.runtime, Verdict.ofError(error), null, figures);

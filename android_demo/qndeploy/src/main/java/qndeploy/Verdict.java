@@ -30,14 +30,15 @@ public final class Verdict {
     }
 
     /** Rung 3: a runtime's outputs against the integer reference, or against the simulated program if activations are not static. */
-    public static Verdict ofRuntime(QnBuild build, String exporter, List<TensorData> outputs) throws BadFileException {
-        List<TensorData> reference = build.golden((build.manifest.isStatic ? "reference/" : "simulated/") + exporter);
-        return ofOutputs(build.manifest, outputs, reference, build.manifest.isExact ? Rule.IDENTICAL : Rule.SIMILAR);
+    public static Verdict ofRuntime(QnBuild build, String file, List<TensorData> outputs) throws BadFileException {
+        Manifest.Entry entry = build.manifest.files.get(file);
+        List<TensorData> reference = build.golden((entry.isStatic ? "reference/" : "simulated/") + entry.exporter);
+        return ofOutputs(build, file, outputs, reference, entry.isExact ? Rule.IDENTICAL : Rule.SIMILAR);
     }
 
-    /** Rung 4: two runtimes with each other, for static activations; dynamic ones are two programs by design. */
-    public static Verdict ofTwins(QnBuild build, List<TensorData> one, List<TensorData> other) {
-        return ofOutputs(build.manifest, one, other, Rule.WITHIN_A_STEP);
+    /** Rung 4: two runtimes with each other, for static activations; dynamic ones are two programs by design. `file` is that of the first. */
+    public static Verdict ofTwins(QnBuild build, String file, List<TensorData> one, List<TensorData> other) {
+        return ofOutputs(build, file, one, other, Rule.WITHIN_A_STEP);
     }
 
     /** A run that ended in an error. */
@@ -47,15 +48,17 @@ public final class Verdict {
         return new Verdict(false, explained ? message : error.getClass().getSimpleName() + ": " + message, "runs");
     }
 
-    private static Verdict ofOutputs(Manifest manifest, List<TensorData> found, List<TensorData> expected, Rule rule) {
+    private static Verdict ofOutputs(QnBuild build, String file, List<TensorData> found, List<TensorData> expected, Rule rule) {
         if (!found.toString().equals(expected.toString())) { // types and shapes
             return new Verdict(false, found.toString(), expected.toString());
         }
+        Manifest manifest = build.manifest;
+        List<Double> steps = manifest.files.get(file).steps;
         boolean passed = true;
         StringBuilder said = new StringBuilder();
         String limit = "";
         for (int i = 0; i < found.size(); i++) {
-            Verdict verdict = ofTensors(found.get(i), expected.get(i), manifest.steps.get(i), rule);
+            Verdict verdict = ofTensors(found.get(i), expected.get(i), steps.get(i), rule);
             passed &= verdict.passed;
             said.append(i == 0 ? "" : "; ").append(verdict.found).append(found.size() > 1 ? " [" + manifest.outputs.get(i) + "]" : "");
             limit = verdict.limit;

@@ -1,0 +1,23 @@
+"""What an export for ExecuTorch may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ExecutorchOptions:
+    """Options of `qn-deploy export`.
+
+    Attributes:
+        form: "delegate" (tables expand when the program is loaded) or "graph" (weights are looked up at every run).
+    """
+
+    form: Literal["delegate", "graph"] = field(
+        default="delegate",
+        metadata={
+            "help": "tables that our delegate expands when it loads, beside a container for apps without native code of ours; or lookups "
+            "in the graph, which take the least memory, need float activations, and are slow."
+        },
+    )

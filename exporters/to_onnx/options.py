@@ -1,0 +1,24 @@
+"""What an export for onnxruntime may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """Options of `qn-deploy export`.
+
+    Attributes:
+        shell: also write the graph and its constants as two files, which take less memory to load.
+        allow_unfused: a layer that the runtime does not fuse is a remark, not an error.
+    """
+
+    shell: bool = field(
+        default=False,
+        metadata={"flag": "--shell", "help": "also write a shell and a sidecar with the tables, which take less memory to load."},
+    )
+    allow_unfused: bool = field(
+        default=False,
+        metadata={"flag": "--allow-unfused", "help": "write the file even if onnxruntime would run a layer in float."},
+    )

@@ -1,0 +1,45 @@
+"""The command line, one file a command. Torch and the runtimes are imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qn_deploy.cli import android, demo, devices, export, inspect, targets, unpack, verify
+from qn_deploy.errors import QnDeployError
+
+
+class UserError(click.ClickException):
+    """Shown as one line, `Error: ...`."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Errors that a user can act on are one line and exit code 2; a traceback is a bug of ours."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(context)
+        except QnDeployError as error:
+            raise UserError(str(error)) from None
+        except BrokenPipeError:  # the reader of our output has seen enough: click ends quietly
+            raise
+        except OSError as error:  # a full disk, a folder that is not ours: in the cache or among the temporary files
+            place = error.filename or "a file"
+            raise UserError(f"{place}: {error.strerror or error}; TMPDIR and XDG_CACHE_HOME choose other folders") from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="qn-deploy")
+def main() -> None:
+    """Turns models trained with Quant-Noise into small, verified programs for phones and edge boards.
+
+    Start with: qn-deploy demo
+    """
+
+
+for _module in (android, demo, devices, export, inspect, targets, unpack, verify):
+    main.add_command(_module.command)

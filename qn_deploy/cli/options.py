@@ -1,0 +1,56 @@
+"""What several commands share: paths, and options that exporters bring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+PATH = click.Path(path_type=Path)
+_CHOSEN = "qn_deploy.exporters"  # key of the context's notes
+
+
+class ExportCommand(click.Command):
+    """A command that also takes the options of all installed exporters, which are looked for when its own are needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own options, then those of the exporters, then --help."""
+        *own, last = super().get_params(ctx)
+        return [*own, *_exporter_options(), last]
+
+
+def chosen_options(context: click.Context) -> dict[str, dict[str, Any]]:
+    """The options of exporters that differ from their defaults, by the exporter's name."""
+    chosen: dict[str, dict[str, Any]] = context.meta.get(_CHOSEN, {})
+    return chosen
+
+
+def _exporter_options() -> Iterator[click.Option]:
+    from qn_deploy.exporting.exporter import find_exporters
+
+    for name, exporter in find_exporters().items():
+        hints = get_type_hints(exporter.options)
+        for entry in fields(exporter.options):
+            yield _option(name, entry, hints[entry.name])
+
+
+def _option(exporter: str, entry: Field[Any], kind: Any) -> click.Option:
+    def keep(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value != entry.default:
+            context.meta.setdefault(_CHOSEN, {}).setdefault(exporter, {})[entry.name] = value
+
+    flag = entry.metadata.get("flag", f"--{exporter}-{entry.name}".replace("_", "-"))
+    is_flag = kind is bool
+    return click.Option(
+        [flag],
+        type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else None if is_flag else kind,
+        is_flag=is_flag,
+        default=entry.default,
+        show_default=not is_flag,
+        help=f"{exporter}: {entry.metadata['help']}",
+        expose_value=False,
+        callback=keep,
+    )

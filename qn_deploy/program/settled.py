@@ -1,0 +1,121 @@
+"""What an exported graph must look like before anything else works on it, and the passes that make it so.
+
+In this order:
+    1. operators work out of place; regions without gradients or autocast, dropout and assertions are gone (torch's own functionalisation)
+    2. products with constant matrices are linear layers, values that depend on constants alone are constants, BatchNorm is folded
+    3. reshaping does not depend on how values lie in memory (`reshape`, not `view` or `_unsafe_view`)
+    4. the graph takes and returns flat tuples of tensors: inputs that are no tensors, and outputs that are left out, are gone
+
+Everything after it may rely on that.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from qn_deploy.errors import ExportError
+from qn_deploy.graph.batchnorm import fold_batchnorm
+from qn_deploy.graph.constants import fold_constants, put_constant
+from qn_deploy.graph.matrices import make_linear
+from qn_deploy.program.program import Batch
+
+_aten = torch.ops.aten
+
+
+def settled(
+    exported: ExportedProgram, inputs: Batch, kept: Sequence[int] | None = None, rename: Callable[[str], str] = str
+) -> ExportedProgram:
+    """The same computation as a graph that the rest of the project takes.
+
+    Args:
+        exported: as torch.export captured it; it is not changed.
+        inputs: an example tensor for each input that is one, in the graph's order.
+        kept: indices of the outputs that the program returns; None for all.
+        rename: gives parameters, buffers and constants their names, from those that they have in `exported`.
+
+    Raises:
+        ExportError: the graph changes a buffer or an input in place.
+    """
+    with torch.no_grad():
+        functional = exported.run_decompositions({})
+        _check_unchanged(functional)
+        unlifted = functional.module(check_guards=False)
+        assert isinstance(unlifted, GraphModule)
+        graph_module = _renamed(unlifted, rename)
+        make_linear(graph_module)
+        fold_constants(graph_module)
+        fold_batchnorm(graph_module)
+        for node in graph_module.graph.nodes:
+            if node.target in (_aten.view.default, _aten._unsafe_view.default):
+                node.target = _aten.reshape.default
+        flat = _flattened(graph_module, kept)
+        return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
+
+
+def _check_unchanged(functional: ExportedProgram) -> None:
+    """Refuses a model that keeps something from one run for the next, or writes into its inputs: no exported file could."""
+    signature = functional.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *(f"input {name}" for name in signature.user_inputs_to_mutate.values())]
+    if changed:
+        raise ExportError(
+            f"the model's forward changes {', '.join(changed)} in place; a program is the same in each run and keeps its inputs. "
+            "Compute a new tensor instead, x = x + 1, or leave the update out in eval mode"
+        )
+
+
+def _flattened(graph_module: GraphModule, kept: Sequence[int] | None) -> GraphModule:
+    graph = graph_module.graph
+    for node in [node for node in graph.nodes if node.op == "placeholder" and not isinstance(node.meta.get("val"), Tensor)]:
+        if node.users:
+            raise ExportError(
+                f"the input {node.name} is no tensor, and the graph computes with it; give it as a Python constant that does not change, "
+                "or as a tensor"
+            )
+        graph.erase_node(node)
+    output: Any = next(node for node in graph.nodes if node.op == "output")
+    output.args = (tuple(output.args[0] if kept is None else (output.args[0][index] for index in kept)),)
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    graph.eliminate_dead_code()
+    return _renamed(graph_module, str)
+
+
+def _renamed(graph_module: GraphModule, rename: Callable[[str], str]) -> GraphModule:
+    """The graph with other names for its constants, as a module that holds what the graph reads and nothing else."""
+    graph, root = graph_module.graph, nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(graph_module)
+            node.target = rename(str(node.target))
+            put_constant(root, node.target, value)
+    return GraphModule(root, graph)
+
+
+def dynamic_shapes(exported: ExportedProgram) -> Any:
+    """The dynamic shapes that `exported` was captured with, for its tensor inputs in the form torch.export.export takes; None if all are
+    fixed.
+    """
+    names = set(exported.graph_signature.user_inputs)
+    dims: dict[str, Any] = {}
+    shapes = []
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor):
+            shapes.append(
+                {axis: _dim(size, exported, dims) for axis, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)}
+            )
+    return tuple(shapes) if any(shapes) else None
+
+
+def _dim(size: torch.SymInt, exported: ExportedProgram, dims: dict[str, Any]) -> Any:
+    symbol = size.node.expr
+    if not symbol.is_Symbol:
+        return torch.export.Dim.AUTO  # derived from another dimension, as 2*s0: torch.export finds the relation again
+    bounds = exported.range_constraints[symbol]
+    upper = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < 2**31 else None
+    return dims.setdefault(str(symbol), torch.export.Dim(str(symbol), min=max(int(bounds.lower), 0), max=upper))

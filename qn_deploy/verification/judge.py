@@ -1,0 +1,119 @@
+"""What agreement is enough: two results are compared output by output, by a criterion, and the finding is a line of the report."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from qn_deploy.exporting.golden import Vectors
+from qn_deploy.exporting.manifest import FileEntry, Manifest
+from qn_deploy.program.program import Batch
+from qn_deploy.verification.isolated import RuntimeFailure
+from qn_deploy.verification.numerics import Agreement, compare
+
+MIN_SQNR_DB = 40.0  # runtime against simulation, where no exact rule exists
+MAX_STEPS_TWINS = 1  # runtimes against each other
+ROUNDING = 1e-3  # of a step: outputs are step * integer in float32
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: a rung, what was compared, what was found, and the verdict (None where there is no limit)."""
+
+    rung: int
+    what: str
+    found: str
+    limit: str
+    passed: bool | None
+
+
+Criterion = Callable[[Agreement], tuple[bool, str]]
+
+
+def within(steps: int) -> Criterion:
+    """At most so many steps; where an output has no step, as `similar`."""
+
+    def criterion(result: Agreement) -> tuple[bool, str]:
+        if result.steps is None:
+            return similar(result)
+        return result.steps <= steps + ROUNDING, f"<= {steps} step" + "s" * (steps != 1)
+
+    return criterion
+
+
+def identical(result: Agreement) -> tuple[bool, str]:
+    """Every bit."""
+    return result.identical, "bit-identical"
+
+
+def similar(result: Agreement) -> tuple[bool, str]:
+    """SQNR and the largest entry of each row."""
+    return result.sqnr_db >= MIN_SQNR_DB and result.top1 == 1.0, f"SQNR >= {MIN_SQNR_DB:g} dB, same top-1"
+
+
+def judge(
+    rung: int, what: str, found: Batch | RuntimeFailure, expected: Batch, manifest: Manifest, entry: FileEntry, criterion: Criterion
+) -> Check:
+    """A line of the report: what was found against what is expected, for all outputs; `entry` knows their steps."""
+    if isinstance(found, RuntimeFailure):
+        return Check(rung, what, str(found), "runs", False)
+    if (forms := _forms(found)) != (wanted := _forms(expected)):
+        return Check(rung, what, forms, wanted, False)
+    passed, said, limit = True, [], ""
+    for step, (label, one, other) in zip(entry.steps, outputs_of(manifest, found, expected), strict=True):
+        result = compare(one, other, step)
+        good, limit = criterion(result)
+        passed &= good
+        said.append(describe(result) + label)
+    return Check(rung, what, "; ".join(said), limit, passed)
+
+
+def _forms(batch: Batch) -> str:
+    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in batch)
+
+
+def describe(result: Agreement) -> str:
+    """An agreement in words."""
+    if result.identical:
+        return "bit-identical"
+    if result.steps is not None:
+        steps = f"{result.steps:.0f}"  # "nan" and "inf" too
+        return f"{steps} step{'s' * (steps != '1')}, {result.differing:.2%} of values, SQNR {result.sqnr_db:.1f} dB"
+    return f"SQNR {result.sqnr_db:.1f} dB, top-1 {result.top1:.1%}"
+
+
+def outputs_of(manifest: Manifest, found: Batch, expected: Batch) -> list[tuple[str, Tensor, Tensor]]:
+    """(label, found, expected) of each output; the label is empty where there is one."""
+    labels = [f" [{entry.name}]" if len(manifest.outputs) > 1 else "" for entry in manifest.outputs]
+    return list(zip(labels, found, expected, strict=True))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a runtime must agree with on rung 3: a name for it, the outputs, and how closely."""
+
+    what: str
+    outputs: Batch
+    criterion: Criterion
+
+
+def expected_of(entry: FileEntry, golden: Vectors) -> Expected:
+    """The integer reference of a static file, bit for bit if each operator has an exact rule; else the simulation."""
+    if not entry.is_static:
+        return Expected("simulation", golden.expected(entry), similar)
+    return Expected("integer reference", golden.expected(entry), similar if entry.inexact else identical)
+
+
+def compare_runtimes(manifest: Manifest, outputs: Mapping[str, Batch], where: str = "") -> list[Check]:
+    """A line for each pair of static files, by what the runtimes of one machine made of them.
+
+    Dynamic ranges are per tensor in one runtime and per row in the other: two programs.
+    """
+    static = {name: entry for name, entry in manifest.files.items() if entry.is_static and name in outputs}
+    return [
+        judge(4, f"{first} to {second}{where}", outputs[first], outputs[second], manifest, static[first], within(MAX_STEPS_TWINS))
+        for first, second in itertools.combinations(static, 2)
+    ]

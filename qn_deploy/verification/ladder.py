@@ -1,0 +1,173 @@
+"""The parity ladder: every export climbs it, one rung for each way in which a deployed model can be wrong.
+
+    1 rewrite   the weights in the written file decode to the table's values. Exact.
+    2 export    the runtime without its optimizer against the simulated program: at most 1 step.
+    3 runtime   the runtime as shipped against the integer reference: bit-identical where every operator has an exact rule,
+                else SQNR and the largest output agree.
+    4 twins     tables against dense int8 weights: bit-identical; companion files rebuild the dense program: byte for byte;
+                the runtimes against each other: at most 1 step.
+    5 loss      the float model against the simulated program: reported; fails only below a limit that the user sets.
+
+Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss can't be mistaken for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qn_deploy.errors import InputError, QnDeployError
+from qn_deploy.exporting.exporter import Exporter, TooLargeError, find_exporters
+from qn_deploy.exporting.golden import Vectors, read_vectors
+from qn_deploy.exporting.manifest import GOLDEN, FileEntry, Manifest, read_listed, read_manifest
+from qn_deploy.program.program import Batch, Program
+from qn_deploy.verification.devices.climb import climb
+from qn_deploy.verification.devices.find import CPU, open_device
+from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
+from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, identical, judge, outputs_of, within
+from qn_deploy.verification.layers import check_layers
+from qn_deploy.verification.numerics import compare
+from qn_deploy.verification.report import Report
+
+MAX_STEPS_EXPORT = 1  # float sums round differently in long chains; a single layer gives 0
+
+
+def verify(
+    folder: str | Path,
+    min_sqnr_db: float | None = None,
+    devices: tuple[str, ...] = (),
+    model: str | Path | Program | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Report:
+    """Climbs the ladder for every file of a build folder, on the real runtimes of this machine and rungs 3 and 4 on devices.
+
+    Args:
+        folder: a folder that export wrote.
+        min_sqnr_db: limit of rung 5 in dB; None only reports it.
+        devices: names of other machines that run the files as well: qemu[:CPU], adb[:SERIAL], ssh:HOST.
+        model: the model.pt that was exported, or its program, to judge each layer by itself as well.
+        progress: called with the name of each stage.
+
+    Raises:
+        InputError: the folder is no build, a file is missing or differs from its hash in the manifest, or the model is another one.
+        ToolchainError: a device can't be reached, or what it needs here is missing.
+    """
+    folder = Path(folder)
+    machines = tuple(open_device(name) for name in devices if name != CPU)  # this machine runs them anyway
+    manifest = read_manifest(folder)
+    exporters = find_exporters()
+    for name, entry in manifest.files.items():
+        if entry.exporter not in exporters:
+            raise InputError(f"{name} was written by the exporter {entry.exporter!r}, which is not installed here")
+    golden = read_vectors(folder / GOLDEN, manifest)
+    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
+    checks: list[Check] = []
+    outputs: dict[str, Batch] = {}
+    for name, entry in manifest.files.items():
+        progress(f"{name} on {entry.runtime}")
+        file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
+        checks += file_checks
+        if result is not None:
+            outputs[name] = result
+    if not manifest.weights:
+        checks.append(Check(1, "compressed weights", "none: the model is as large as before", "at least one", False))
+    checks += compare_runtimes(manifest, outputs)
+    runs = {name: _runs(files[name], exporters[entry.exporter]) for name, entry in manifest.files.items()} if machines else {}
+    for device in machines:
+        checks += climb(device, manifest, golden, runs, outputs, progress)
+    checks += _check_loss(manifest, golden, min_sqnr_db)
+    report = Report(str(folder), manifest, ())
+    if model is not None:
+        checks += check_layers(report, model, machines, progress)
+    return replace(report, checks=tuple(sorted(checks, key=lambda check: check.rung)))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A program file's bytes, and those of the files beside it."""
+
+    data: bytes
+    companions: dict[str, bytes]
+    parts: dict[str, bytes]
+
+
+def _read_files(folder: Path, name: str, entry: FileEntry) -> _Files:
+    companions, parts = (
+        {beside: read_listed(folder / beside, found.sha256) for beside, found in files.items()} for files in (entry.companions, entry.parts)
+    )
+    return _Files(read_listed(folder / name, entry.sha256), companions, parts)
+
+
+def _check_file(
+    manifest: Manifest, entry: FileEntry, name: str, files: _Files, exporter: Exporter, golden: Vectors
+) -> tuple[list[Check], Batch | None]:
+    runs = [Run(files.data, parts=files.parts), Run(files.data, optimized=False, parts=files.parts)]
+    try:
+        checks = [_check_weights(manifest, entry, name, exporter.weight_hashes(files.data, files.parts))]
+        dense = exporter.dense(files.data, files.parts)
+        runs.append(Run(dense))
+    except TooLargeError as error:
+        checks.append(Check(4, f"{name}, tables to dense weights", str(error), "not compared", None))
+    except QnDeployError as error:
+        return [Check(1, f"{name}: weights", str(error), "decode", False)], None
+    shipped, plain, *twins = run_isolated(entry.exporter, tuple(runs), golden.inputs)
+    if exporter.optimizes:
+        simulated = golden.simulated[entry.exporter]
+        checks.append(judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, entry, within(MAX_STEPS_EXPORT)))
+    expected = expected_of(entry, golden)
+    checks.append(judge(3, f"{name} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criterion))
+    if entry.inexact:
+        checks.append(Check(3, f"{name}: operators without an exact rule", ", ".join(entry.inexact), "--layers MODEL judges each", None))
+    if isinstance(shipped, RuntimeFailure):
+        return checks, None
+    checks += [judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, entry, identical) for twin in twins]
+    if files.companions and twins:
+        checks.append(_check_companions(files.companions, dense, exporter))
+    return checks, shipped
+
+
+def _runs(files: _Files, exporter: Exporter) -> tuple[Run, ...]:
+    """The file as it is, and with dense weights if it has such a form."""
+    shipped = Run(files.data, parts=files.parts)
+    try:
+        return shipped, Run(exporter.dense(files.data, files.parts))
+    except QnDeployError:  # reported by the climb on this machine
+        return (shipped,)
+
+
+def _check_companions(companions: dict[str, bytes], dense: bytes, exporter: Exporter) -> Check:
+    try:
+        identical = exporter.rebuild(companions) == dense
+        found = "byte-identical" if identical else "other bytes"
+    except QnDeployError as error:
+        found, identical = str(error), False
+    return Check(4, f"{', '.join(companions)} to the dense program", found, "byte-identical", identical)
+
+
+def _check_weights(manifest: Manifest, entry: FileEntry, name: str, found: set[str]) -> Check:
+    """Each table of the file; one that was stored dense or folded away on purpose, and is not found for that, is named and not wrong."""
+    missing = {
+        weight
+        for weight, known in manifest.weights.items()
+        if known.is_table and known.sha256 not in found and not found.issuperset(known.parts)
+    }
+    meant = {"stored dense": missing.intersection(entry.dense), "folded into a constant": missing.intersection(entry.folded)}
+    wrong = missing.difference(*meant.values())
+    tables = sum(known.is_table for known in manifest.weights.values()) - len(missing) + len(wrong)
+    said = {"wrong": wrong, **meant}
+    listed = [f"{what}: {', '.join(sorted(weights))}" for what, weights in said.items() if weights]
+    verdict = "; ".join((f"{tables - len(wrong)} of {tables} tables", *listed))
+    return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong)
+
+
+def _check_loss(manifest: Manifest, golden: Vectors, min_sqnr_db: float | None) -> list[Check]:
+    checks = []
+    for exporter in sorted({entry.exporter for entry in manifest.files.values()}):
+        for output, found, expected in outputs_of(manifest, golden.simulated[exporter], golden.floats):
+            result = compare(found, expected)
+            verdict = f"SQNR {result.sqnr_db:.1f} dB, cosine {result.cosine:.4f}, max {result.max_error:.3g}, top-1 {result.top1:.1%}"
+            limit = "reported" if min_sqnr_db is None else f">= {min_sqnr_db:g} dB"
+            passed = None if min_sqnr_db is None else result.sqnr_db >= min_sqnr_db
+            checks.append(Check(5, f"float model to simulation ({exporter}){output}", verdict, limit, passed))
+    return checks

@@ -1,0 +1,263 @@
+"""Names the layers where a runtime leaves its reference.
+
+A program is written once more with the output of every layer among its outputs, and run. The reference then computes each layer from what
+the runtime made of the layers before it, so that each error is the layer's own and is not carried on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from qn_deploy.errors import InputError
+from qn_deploy.exporting.config import options_for
+from qn_deploy.exporting.describe import describe_weights
+from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Exporter, find_exporters
+from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
+from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
+from qn_deploy.lowering.lower import Activations, dynamic_shapes, lower
+from qn_deploy.lowering.narrow import narrow
+from qn_deploy.lowering.rules import Rules
+from qn_deploy.lowering.settle import is_quantized
+from qn_deploy.program.program import Batch, Golden, Program
+from qn_deploy.program.store import load
+from qn_deploy.verification.devices.device import Device
+from qn_deploy.verification.devices.run import Timed, run_on
+from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
+from qn_deploy.verification.judge import Check, describe
+from qn_deploy.verification.numerics import Agreement, compare
+from qn_deploy.verification.report import Report
+
+_aten = torch.ops.aten
+_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+_OTHERS = (_aten.add.Tensor, _aten.mul.Tensor, _aten.adaptive_avg_pool2d.default, _aten.cat.default)
+
+MIN_SQNR_DB = 60.0  # of one layer: floats in another order lie above 120 dB, what is quantized in one place only below 50
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """One layer's own error on a runtime.
+
+    Attributes:
+        name: the module's name of what has a weight, else the node's.
+        agreement: of the layer's output with the reference's, both computed from the same inputs.
+        exact: the reference computes it by the runtime's rule, so they must be bit-identical.
+    """
+
+    name: str
+    agreement: Agreement
+    exact: bool
+
+
+def compare_layers(
+    program: Program, activations: Activations, exporter: Exporter, run: Callable[[bytes, Batch], Batch], options: Any = None
+) -> list[LayerAgreement]:
+    """Compares a runtime with its reference, layer by layer, on the golden inputs.
+
+    Args:
+        program: as it was exported.
+        activations: how its activations are quantized.
+        exporter: whose files to run.
+        run: runs a file's bytes on the inputs: on this machine, on a device.
+        options: of the exporter; None: the defaults.
+
+    Returns:
+        The layers in the graph's order, and what leads to the program's outputs. The reference is the integer reference; of a program
+        that is not static, where no layer is exact, it computes as the simulated program does.
+
+    Raises:
+        ExportError: the program with all its layers as outputs can't be written.
+    """
+    options = exporter.options() if options is None else options
+    form = exporter.forms(activations, options)[0]
+    is_static = form.activations.is_static
+    probed = _probe(program, set(inexact_operators(lower(program, form).exported)) if is_static else set())
+    written = write_file(exporter, probed.program, activations, options)
+    inputs = program.golden.inputs
+    negated, own = (results := run(written.data, inputs))[: len(probed.layers)], results[len(probed.layers) :]
+    found = (*(-layer for layer in negated), *own)
+    reference = _Forced(written.lowered.exported, exporter.rules, found, len(probed.layers))
+    expected = reference.compute(inputs)
+    return [
+        LayerAgreement(name, compare(one, other, step), is_static and exact)
+        for (name, exact), one, other, step in zip(probed.layers + probed.outputs, found, expected, reference.steps, strict=True)
+    ]
+
+
+class _Forced(IntegerReference):
+    """Goes on with what a runtime computed wherever that is known, and keeps what it would have computed itself.
+
+    Attributes:
+        steps: the quantization step of each output; None where it is a float.
+    """
+
+    def __init__(self, exported: ExportedProgram, rules: Rules, found: Batch, negated: int) -> None:
+        super().__init__(exported, rules)
+        output: Any = next(node for node in self.graph.nodes if node.op == "output")
+        ends = [node.args[0] if index < negated else node for index, node in enumerate(output.args[0])]
+        self.steps = [float(node.args[1]) if is_quantized(node) else None for node in ends]
+        self._sources = [node.args[0] if is_quantized(node) else node for node in ends]  # of a static layer, its integers
+        self._found = dict(zip(self._sources, found, strict=True))
+        self._computed: dict[Node, Tensor] = {}
+
+    def compute(self, inputs: Batch) -> Batch:
+        """What each output should have been, given the ones before it."""
+        self(inputs)
+        return tuple(self._computed[source] for source in self._sources)
+
+    def run_node(self, node: Node) -> Any:
+        """The node's value; the runtime's, where it is known."""
+        value = super().run_node(node)
+        if node not in self._found:
+            return value
+        found = self._found[node]
+        if node.target is not _QUANTIZE:
+            self._computed[node] = as_float(value)
+            return found
+        grid: Any = node.args[1:3]
+        scale, zero = torch.tensor(grid[0], dtype=torch.float32), grid[1]
+        self._computed[node] = as_float(Quantized(value, scale, zero))
+        return ((found / scale).round() + zero).to(value.dtype)
+
+
+def check_layers(
+    report: Report, model: str | Path | Program, devices: tuple[Device, ...] = (), progress: Callable[[str], None] = lambda stage: None
+) -> list[Check]:
+    """A line for each file and machine: the layers that leave the reference, with their own errors.
+
+    Args:
+        report: on the build folder.
+        model: the model.pt that was exported into it, or its program.
+        devices: other machines to run the layers on.
+        progress: called with the name of each stage.
+
+    Raises:
+        InputError: the model can't be read, or has other weights than the build.
+    """
+    manifest, config = report.manifest, report.manifest.config
+    program = model if isinstance(model, Program) else load(model)
+    if config.centroid_range is not None:
+        program = narrow(program, config.centroid_range)
+    if describe_weights(program) != manifest.weights:
+        given = "the program" if isinstance(model, Program) else model
+        raise InputError(f"{given} has other weights than {report.folder}; give the model.pt that was exported into it")
+    checks = []
+    for name, entry in manifest.files.items():
+        exporter = find_exporters()[entry.exporter]
+        options = options_for(entry.exporter, exporter, config.options.get(entry.exporter, {}))
+        for device in (None, *devices):
+            where = f"{name}{f' on {device.name}' if device else ''}"
+            progress(f"{where}, layer by layer")
+            checks.append(check_program(where, entry.exporter, exporter, program, Activations(manifest.activations), device, options))
+    return checks
+
+
+def check_program(
+    where: str,
+    name: str,
+    exporter: Exporter,
+    program: Program,
+    activations: Activations,
+    device: Device | None = None,
+    options: Any = None,
+) -> Check:
+    """The line on the layers of one program on one machine.
+
+    Args:
+        where: what the line calls the program and the machine.
+        name: of the exporter.
+        exporter: the exporter itself.
+        program: as it was exported.
+        activations: how its activations are quantized.
+        device: another machine; None is this one.
+        options: of the exporter; None: the defaults.
+    """
+
+    def run(data: bytes, inputs: Batch) -> Batch:
+        (result,) = run_on(device, name, (Run(data),), inputs) if device else run_isolated(name, (Run(data),), inputs)
+        if isinstance(result, RuntimeFailure):
+            raise result
+        return result.outputs if isinstance(result, Timed) else result
+
+    what = f"{where}, layer by layer"
+    try:
+        return judge_layers(what, compare_layers(program, activations, exporter, run, options))
+    except RuntimeFailure as failure:
+        return Check(3, what, str(failure), "runs", False)
+
+
+def judge_layers(what: str, layers: list[LayerAgreement]) -> Check:
+    """The line of the report on the layers of a program: those with an exact rule must be bit-identical, the others close."""
+    exact, others = [layer for layer in layers if layer.exact], [layer for layer in layers if not layer.exact]
+    wrong = [layer for layer in exact if not layer.agreement.identical]
+    if exact:
+        listed = [f"{layer.name}: {describe(layer.agreement)}" for layer in (*wrong, *others)]
+    else:  # a program of floats: each layer differs
+        worst = min(others, key=lambda layer: layer.agreement.sqnr_db)
+        listed = [f"worst of {len(others)}: {worst.name}, {describe(worst.agreement)}"]
+    found = "; ".join([f"{len(exact) - len(wrong)} of {len(exact)} exact layers bit-identical"] * bool(exact) + listed)
+    limits = ["bit-identical"] * bool(exact) + [f"SQNR >= {MIN_SQNR_DB:g} dB"] * bool(others)
+    good = not wrong and all(layer.agreement.sqnr_db >= MIN_SQNR_DB for layer in others)
+    return Check(3, what, found, ", others ".join(limits), good)
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """A program with more outputs than it had: its layers, negated, and then its own. Each has a name, and is exact or not.
+
+    onnxruntime would move a quantize to the front of a plain output, which then is not what the layer computed.
+    """
+
+    layers: list[tuple[str, bool]]
+    outputs: list[tuple[str, bool]]
+    program: Program
+
+
+def _probe(program: Program, inexact: set[str]) -> _Probed:
+    module: Any = program.exported.module(check_guards=False)  # a copy
+    graph = module.graph
+    output = next(node for node in graph.nodes if node.op == "output")
+    layers: dict[Node, tuple[str, bool]] = {}
+    for node in graph.nodes:
+        if node.target in (*LAYERS, *_OTHERS, *CURVES) or (node.name in inexact and isinstance(node.meta["val"], Tensor)):
+            behind = _behind(node)
+            name, exact = layers.get(behind, (_name(node), True))
+            layers[behind] = name, exact and inexact.isdisjoint((node.name, behind.name))
+    own = torch.utils._pytree.tree_leaves(output.args[0])
+    outputs = {node: (f"output {index}", True) for index, node in enumerate(own) if node not in layers}
+    with graph.inserting_before(output):
+        output.args = ((*(graph.call_function(_aten.neg.default, (layer,)) for layer in layers), *outputs),)
+    codegen = graph._codegen
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=torch.utils._pytree.tree_structure(output.args[0]))
+    module.recompile()
+    with torch.no_grad():
+        exported = torch.export.export(module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
+        golden = Golden(program.golden.inputs, tuple(module(*program.golden.inputs)))
+    # The graph has the operators of the program in its order, then those that negate; torch may name them anew.
+    before, after = ([node.name for node in each.graph.nodes if node.op == "call_function"] for each in (program.exported, exported))
+    names = dict(zip(before, after, strict=False))
+    ranges = {names.get(name, name): held for name, held in program.ranges.items()}
+    titles = tuple(f"output_{index}" for index in range(len(golden.outputs)))
+    probed = replace(program, exported=exported, golden=golden, outputs=titles, ranges=ranges)
+    return _Probed([*layers.values()], [*outputs.values()], probed)
+
+
+def _behind(layer: Node) -> Node:
+    """The layer's node, or that of the clamp which runtimes compute along with it."""
+    users = list(layer.users)
+    return users[0] if len(users) == 1 and users[0].target in CLAMPS else layer
+
+
+def _name(layer: Node) -> str:
+    """The module's name for what has a weight, else the node's."""
+    weight = next((source for source in layer.args if isinstance(source, Node) and source.op == "get_attr"), None)
+    return str(weight.target).removesuffix(".weight") if weight is not None else layer.name

@@ -1,0 +1,195 @@
+"""Table blobs: how a table-compressed constant lies in a file. exporters/to_executorch/README.md specifies the bytes.
+
+`pack` and `unpack` are the Python side; native/table_blob.h there expands the same bytes on the device.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+from hashlib import sha256
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.recipe.methods import MAX_CENTROIDS, code_bits
+from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.packing import pack_halves, unpack_halves
+
+MAGIC = b"\x89QNTABLE" + sha256(b"qn-deploy table blob").digest()[:8]
+VERSION = 2
+HEADER = struct.Struct("<16sHBBB3s4I")  # magic, version, dtype, layout, tables, three zeros, rows, inner, spatial, block size
+SIZES = struct.Struct("<2I")  # before each table: codebooks, centroids in each
+
+
+class DType(IntEnum):
+    """What a runtime reads: int8 values whose scale it keeps elsewhere, or float32 values with the scale multiplied in."""
+
+    INT8 = 1
+    FLOAT32 = 2
+
+
+class Layout(IntEnum):
+    """Order of the dense elements of a weight [rows, inner, spatial], slowest index first (O = rows, I = inner, S = spatial)."""
+
+    OIS = 0
+    OSI = 1
+    SIO = 2
+    ISO = 3
+
+
+_AXES = {Layout.OIS: (0, 1, 2), Layout.OSI: (0, 2, 1), Layout.SIO: (2, 1, 0), Layout.ISO: (1, 2, 0)}
+
+
+def stored_layouts(shape: tuple[int, ...]) -> tuple[Layout, ...]:
+    """The layouts in which XNNPACK may keep a weight of this shape.
+
+    Linear as torch does, Conv as OHWI, depthwise as 1HWC, and a transposed Conv, whose rows are its input channels, with these last.
+    """
+    if len(shape) == 2:
+        return (Layout.OIS,)
+    if prod(shape[2:]) == 1:
+        return Layout.OIS, Layout.ISO  # one pixel: the others are the same as the first, which expands fastest
+    return Layout.SIO if shape[1] == 1 else Layout.OSI, Layout.ISO
+
+
+def dense(weight: PQWeight, layout: Layout, dtype: DType) -> bytes:
+    """The bytes of the dense constant that a runtime without tables would store."""
+    values = weight.int8() if dtype is DType.INT8 else weight.dequantize()
+    return _bytes(values.reshape(_volume(weight.shape)).permute(_AXES[layout]))
+
+
+def pack(weight: PQWeight, layout: Layout, dtype: DType) -> bytes:
+    """The blob that expands to `dense(weight, layout, dtype)`.
+
+    Raises:
+        CompressionError: a row has 2^32 weights or more.
+    """
+    rows, inner, spatial = _volume(weight.shape)
+    if rows >= 1 << 32 or inner * spatial >= 1 << 32:
+        raise CompressionError(f"a weight of shape {list(weight.shape)} is too large for a table blob; both sides must stay under 2^32")
+    header = HEADER.pack(MAGIC, VERSION, dtype, layout, len(weight.tables), bytes(3), rows, inner, spatial, weight.block_size)
+    scales = _bytes(weight.scale.expand(rows)) if dtype is DType.FLOAT32 else b""
+    return header + scales + b"".join(_pack_table(table) for table in weight.tables)
+
+
+def is_blob(data: bytes) -> bool:
+    """True if `data` is marked as a table blob."""
+    return data.startswith(MAGIC)
+
+
+def unpack(blob: bytes) -> bytes:
+    """The dense constant that a blob stands for.
+
+    Raises:
+        InputError: the blob breaks a rule of the format; the message says which.
+    """
+    weight = read(blob)
+    _, _, dtype, layout, *_ = HEADER.unpack_from(blob)
+    return dense(weight, Layout(layout), DType(dtype))
+
+
+def read(blob: bytes) -> PQWeight:
+    """The table that a blob holds, of shape [rows, inner, spatial]; its scale is 1 where the runtime keeps the scale elsewhere.
+
+    Raises:
+        InputError: the blob breaks a rule of the format; the message says which.
+    """
+    if len(blob) < HEADER.size or not is_blob(blob):
+        raise InputError(f"no table blob: {len(blob)} bytes that start with {blob[:16].hex(' ')}; expected {MAGIC.hex(' ')}")
+    _, version, dtype, layout, count, reserved, rows, inner, spatial, block = HEADER.unpack_from(blob)
+    if version != VERSION or dtype not in set(DType) or layout not in set(Layout) or count not in (1, 2) or reserved != bytes(3):
+        raise InputError(
+            f"table blob of version {version}, dtype {dtype}, layout {layout}, {count} tables, reserved {reserved.hex()}; "
+            f"expected version {VERSION}, dtype 1 or 2, layout 0 to 3, 1 or 2 tables, reserved 000000"
+        )
+    row = inner * spatial
+    if not (rows and row and block) or row >= 1 << 32 or row % block:
+        raise InputError(
+            f"table blob of {rows} rows of {inner} x {spatial} weights, blocks of {block}; "
+            "expected blocks that fill a row of fewer than 2^32 weights"
+        )
+    body = _Body(blob, HEADER.size)
+    scale = torch.ones(1)
+    if dtype == DType.FLOAT32:
+        scale = torch.from_numpy(np.frombuffer(body.take(4 * rows, "scales"), "<f4").astype(np.float32))
+    weight: PQWeight | None = None
+    try:
+        for codes, centroids in reversed([_read_table(body, rows, row // block, block) for _ in range(count)]):
+            weight = PQWeight(codes, centroids, scale, (rows, inner, spatial), residual=weight)
+    except CompressionError as error:
+        raise InputError(f"table blob: {error}") from None
+    assert weight is not None
+    body.end()
+    return weight
+
+
+class _Body:
+    """Takes a blob's arrays one after the other."""
+
+    def __init__(self, blob: bytes, at: int) -> None:
+        self._blob, self._at = blob, at
+
+    def take(self, size: int, what: str) -> bytes:
+        """The next `size` bytes."""
+        begin, self._at = self._at, self._at + size
+        if self._at > len(self._blob):
+            raise InputError(f"table blob of {len(self._blob)} bytes; its header promises {what} up to byte {self._at}")
+        return self._blob[begin : self._at]
+
+    def end(self) -> None:
+        """Checks that nothing is left."""
+        if self._at != len(self._blob):
+            raise InputError(f"table blob of {len(self._blob)} bytes; its header promises {self._at}")
+
+
+def _pack_table(table: PQWeight) -> bytes:
+    books, size, _ = table.centroids.shape
+    codes = pack_halves(table.codes) if code_bits(size) == 4 else table.codes
+    return SIZES.pack(books, size) + _bytes(table.centroids) + _bytes(codes)
+
+
+def _read_table(body: _Body, rows: int, columns: int, block: int) -> tuple[Tensor, Tensor]:
+    """Codes [rows, columns] and centroids [G, K, d]."""
+    books, size = SIZES.unpack(body.take(SIZES.size, "a table"))
+    if not 1 <= size <= MAX_CENTROIDS or not 1 <= books <= columns:
+        raise InputError(
+            f"table blob of {books} codebooks of {size} centroids for {columns} blocks a row; "
+            f"expected 1 to {MAX_CENTROIDS} centroids, no more codebooks than blocks in a row"
+        )
+    centroids = np.frombuffer(body.take(books * size * block, "centroids"), np.int8).reshape(books, size, block).copy()
+    bits = code_bits(size)
+    packed = body.take(-(-rows * columns * bits // 8), "codes")
+    codes = torch.from_numpy(np.frombuffer(packed, "<u2" if bits == 16 else "u1").astype(np.uint16 if bits == 16 else np.uint8))
+    if bits == 4:
+        codes = unpack_halves(codes, rows * columns)
+    return codes.reshape(rows, columns), torch.from_numpy(centroids)
+
+
+def named_blobs(weights: Mapping[str, PQWeight], dtype: DType) -> dict[str, bytes]:
+    """Blobs of all weights that become smaller, by the key under which XNNPACK stores the dense constant.
+
+    The key is the SHA-256 of the dense bytes in hex, so weights with equal values share an entry (the smaller blob is kept). A weight has
+    one for each layout in which XNNPACK may keep it: its keys tell which one it did.
+    """
+    blobs: dict[str, bytes] = {}
+    for weight in weights.values():
+        for layout in stored_layouts(weight.shape):
+            blob, constant = pack(weight, layout, dtype), dense(weight, layout, dtype)
+            key = sha256(constant).hexdigest()
+            if len(blob) < len(blobs.get(key, constant)):
+                blobs[key] = blob
+    return blobs
+
+
+def _volume(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    return shape[0], shape[1], prod(shape[2:])
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    array: np.ndarray = tensor.detach().contiguous().numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

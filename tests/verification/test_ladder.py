@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from qn_deploy.errors import InputError
+from qn_deploy.exporters.to_executorch import pte
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import GOLDEN, MANIFEST
+from qn_deploy.program.program import Batch
+from qn_deploy.verification import ladder
+from qn_deploy.verification.isolated import Run, RuntimeFailure
+from qn_deploy.verification.judge import Check
+from qn_deploy.verification.ladder import verify
+from qn_deploy.verification.report import Report
+from qn_deploy.weights import table_blob
+
+
+class Folder:
+    """A copy of the good build, to be broken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def manifest(self, change: Callable[[dict[str, Any]], None]) -> None:
+        data = json.loads((self.path / MANIFEST).read_text())
+        change(data)
+        (self.path / MANIFEST).write_text(json.dumps(data))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces a file, and its hash with it: only the ladder can tell."""
+        (self.path / name).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+
+        def rehash(manifest: dict[str, Any]) -> None:
+            if name == GOLDEN:
+                manifest["golden_sha256"] = digest
+            else:
+                manifest["files"][name].update(sha256=digest, bytes=len(data))
+
+        self.manifest(rehash)
+
+    def golden(self, change: Callable[[dict[str, Tensor]], None]) -> None:
+        tensors = safetensors.torch.load((self.path / GOLDEN).read_bytes())
+        change(tensors)
+        self.write(GOLDEN, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+    def onnx(self, name: str, change: Callable[[np.ndarray], None]) -> None:
+        """Changes the initializer `name` of model.onnx."""
+        proto = onnx.load_model_from_string((self.path / "model.onnx").read_bytes())
+        (entry,) = [entry for entry in proto.graph.initializer if entry.name == name]
+        array = numpy_helper.to_array(entry).copy()
+        change(array)
+        entry.CopyFrom(numpy_helper.from_array(array, name))
+        self.write("model.onnx", proto.SerializeToString())
+
+    def only(self, name: str) -> None:
+        self.manifest(lambda data: data.update(files={name: data["files"][name]}))
+
+    @property
+    def step(self) -> float:
+        ((step,),) = {tuple(entry["steps"]) for entry in json.loads((self.path / MANIFEST).read_text())["files"].values()}
+        return float(step)
+
+    def set(self, **fields: object) -> None:
+        """Sets fields of every file's entry."""
+        self.manifest(lambda data: [entry.update(fields) for entry in data["files"].values()])
+
+
+@pytest.fixture
+def good(build: Any, tmp_path: Path) -> Folder:
+    assert build.export.code == 0, build.export.err
+    return Folder(Path(shutil.copytree(build.folder, tmp_path / "copy")))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the runtimes in this process: isolation has its own tests, and a child takes seconds."""
+
+    def run_here(exporter: str, runs: tuple[Run, ...], inputs: Batch) -> tuple[Batch, ...]:
+        runtime = find_exporters()[exporter]
+        return tuple(runtime.run(run.data, (inputs,), optimized=run.optimized)[0] for run in runs)
+
+    monkeypatch.setattr(ladder, "run_isolated", run_here)
+
+
+def failed(report: Report) -> list[tuple[int, str]]:
+    return [(check.rung, check.what) for check in report.checks if check.passed is False]
+
+
+def line(report: Report, rung: int, what: str) -> Check:
+    (check,) = [check for check in report.checks if check.rung == rung and check.what == what]
+    return check
+
+
+ONNX = (
+    (2, "model.onnx, optimizer off, to simulation"),
+    (3, "model.onnx to integer reference"),
+    (4, "model.onnx to model.pte"),
+)
+
+
+def test_a_good_build_passes_every_rung(good: Folder, here: None) -> None:
+    stages: list[str] = []
+    report = verify(good.path, progress=stages.append)
+    assert report.passed
+    assert stages == ["model.onnx on onnxruntime", "model.pte on ExecuTorch XNNPACK"]
+    assert [(check.rung, check.what, check.found, check.limit, check.passed) for check in report.checks if check.rung < 5] == [
+        (1, "model.onnx: weights decode to the table", "3 of 3 tables", "exact", True),
+        (1, "model.pte: weights decode to the table", "3 of 3 tables", "exact", True),
+        (2, "model.onnx, optimizer off, to simulation", "bit-identical", "<= 1 step", True),
+        (3, "model.onnx to integer reference", "bit-identical", "bit-identical", True),
+        (3, "model.pte to integer reference", "bit-identical", "bit-identical", True),
+        (4, "model.onnx, tables to dense weights", "bit-identical", "bit-identical", True),
+        (4, "model.pte, tables to dense weights", "bit-identical", "bit-identical", True),
+        (4, "model.stock.qnz to the dense program", "byte-identical", "byte-identical", True),
+        (4, "model.onnx to model.pte", "bit-identical", "<= 1 step", True),
+    ]
+    losses = [check for check in report.checks if check.rung == 5]
+    assert [check.what for check in losses] == [f"float model to simulation ({name})" for name in ("executorch", "onnx")]
+    assert {(check.limit, check.passed) for check in losses} == {("reported", None)}
+
+
+def test_min_sqnr_limits_the_loss_only(good: Folder, here: None) -> None:
+    (loss,) = {check.found for check in verify(good.path).checks if check.rung == 5}
+    decibel = float(loss.removeprefix("SQNR ").partition(" dB")[0])
+    assert verify(good.path, min_sqnr_db=decibel - 0.1).passed
+    report = verify(good.path, min_sqnr_db=decibel + 0.1)
+    assert failed(report) == [(5, "float model to simulation (executorch)"), (5, "float model to simulation (onnx)")]
+
+
+def test_rung_1_one_code(good: Folder, here: None) -> None:
+    good.onnx("body.weight/codes", lambda codes: codes.flat.__setitem__(7, (codes.flat[7] + 1) % 4))
+    report = verify(good.path)
+    wrong = line(report, 1, "model.onnx: weights decode to the table")
+    assert (wrong.found, wrong.passed) == ("2 of 3 tables; wrong: body.weight", False)
+    assert line(report, 1, "model.pte: weights decode to the table").passed
+    assert line(report, 4, "model.onnx, tables to dense weights").passed  # both are wrong alike
+
+
+def test_rung_1_one_centroid(good: Folder, here: None) -> None:
+    good.onnx("head.weight/centroids", lambda centroids: centroids.flat.__setitem__(0, centroids.flat[0] ^ 1))
+    wrong = line(verify(good.path), 1, "model.onnx: weights decode to the table")
+    assert (wrong.found, wrong.passed) == ("2 of 3 tables; wrong: head.weight", False)
+
+
+def test_rung_1_one_code_of_the_pte(good: Folder, here: None) -> None:
+    good.only("model.pte")
+    data = (good.path / "model.pte").read_bytes()
+    blob = max((blob for blob in pte.named_data(data).values() if table_blob.is_blob(blob)), key=len)
+    good.write("model.pte", data.replace(blob, other_code(blob)))
+    (check,) = [check for check in verify(good.path).checks if check.rung == 1]
+    assert check.passed is False
+    assert check.what.startswith("model.pte: weights")
+
+
+def other_code(blob: bytes) -> bytes:
+    """The blob with one bit changed, such that it still decodes, to another weight."""
+    weight = table_blob.read(blob).int8()
+    for at in reversed(range(len(blob))):
+        changed = blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
+        try:
+            if not torch.equal(table_blob.read(changed).int8(), weight):
+                return changed
+        except InputError:
+            continue
+    raise AssertionError("no bit of the blob is a weight's")
+
+
+def test_rung_1_a_file_that_does_not_decode(good: Folder, here: None) -> None:
+    good.only("model.pte")
+    good.write("model.pte", b"no program at all")
+    (check, *rest) = verify(good.path).checks
+    assert (check.rung, check.what, check.limit, check.passed) == (1, "model.pte: weights", "decode", False)
+    assert "no ExecuTorch program" in check.found
+    assert {other.rung for other in rest} == {5}
+
+
+def test_rungs_2_and_3_a_bias(good: Folder, here: None) -> None:
+    good.onnx("head.bias_snapped", lambda bias: bias.__setitem__(3, bias[3] + 3 * good.step))
+    report = verify(good.path)
+    assert failed(report) == list(ONNX)  # not rung 1: the weights are right; rung 4: model.pte still is right
+    assert "3 steps, 10.00% of values" in line(report, 2, ONNX[0][1]).found
+
+
+def test_rung_2_allows_one_step_and_no_more(good: Folder, here: None) -> None:
+    def shift(steps: int) -> Callable[[dict[str, Tensor]], None]:
+        return lambda golden: golden["simulated/onnx/0"][0].add_(steps * good.step)
+
+    good.golden(shift(1))
+    report = verify(good.path)
+    assert report.passed
+    assert line(report, 2, ONNX[0][1]).found.startswith("1 step, 25.00% of values, SQNR ")
+    good.golden(shift(1))
+    assert failed(verify(good.path)) == [ONNX[0]]
+
+
+def test_rung_3_is_exact_where_every_operator_is(good: Folder, here: None) -> None:
+    good.golden(lambda golden: golden["reference/onnx/0"][0, 0].add_(good.step))
+    report = verify(good.path)
+    assert failed(report) == [(3, "model.onnx to integer reference")]
+    assert line(report, 3, ONNX[1][1]).found.startswith("1 step, 2.50% of values, SQNR ")
+
+
+def test_rung_3_is_a_ratio_where_an_operator_is_not_exact(good: Folder, here: None) -> None:
+    good.set(inexact=["softmax"])
+
+    def add_noise(decibel: float) -> Callable[[dict[str, Tensor]], None]:
+        def change(golden: dict[str, Tensor]) -> None:
+            clean = golden["input/0"].new_tensor(simulated)
+            noise = clean.sign() * clean.norm() / clean.numel() ** 0.5 * 10 ** (-decibel / 20)
+            noisy = clean + noise  # keeps the order within a row nearly everywhere; the ratio is exact
+            golden.update({"reference/onnx/0": noisy, "reference/executorch/0": noisy.clone()})
+
+        return change
+
+    simulated = safetensors.torch.load((good.path / GOLDEN).read_bytes())["reference/onnx/0"].tolist()
+    good.golden(add_noise(45))
+    report = verify(good.path)
+    assert report.passed
+    for name in ("model.onnx", "model.pte"):
+        assert line(report, 3, f"{name}: operators without an exact rule").found == "softmax"
+    good.golden(add_noise(35))
+    report = verify(good.path)
+    assert [rung for rung, _ in failed(report)] == [3, 3]
+    assert line(report, 3, ONNX[1][1]).limit == "SQNR >= 40 dB, same top-1"
+
+
+def test_nan_is_never_agreement(good: Folder, here: None) -> None:
+    def all_nan(golden: dict[str, Tensor]) -> None:
+        for name in [name for name in golden if not name.startswith("input/")]:
+            golden[name] = torch.full_like(golden[name], torch.nan)
+
+    good.golden(all_nan)
+    rungs = [check.rung for check in verify(good.path, min_sqnr_db=-1e9).checks if check.passed is False]
+    assert rungs == [2, 3, 3, 5, 5]
+
+
+def test_rung_4_dense_weights(good: Folder, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (good.path / "model.onnx").read_bytes()
+    good.onnx("head.bias_snapped", lambda bias: bias.__setitem__(3, bias[3] + good.step))
+    other = (good.path / "model.onnx").read_bytes()
+    good.write("model.onnx", whole)
+    monkeypatch.setattr(type(find_exporters()["onnx"]), "dense", staticmethod(lambda data, parts: other))
+    assert failed(verify(good.path)) == [(4, "model.onnx, tables to dense weights")]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda output: output[:, :9], "float32 [4, 10]"),
+        (lambda output: output.double(), "float32 [4, 10]"),
+    ],
+)
+def test_outputs_of_another_form_fail(good: Folder, here: None, change: Callable[[Tensor], Tensor], found: str) -> None:
+    good.golden(lambda golden: golden.update({"reference/onnx/0": change(golden["reference/onnx/0"])}))
+    report = verify(good.path)
+    assert failed(report) == [ONNX[1]]
+    assert line(report, 3, ONNX[1][1]).found == found
+    assert line(report, 3, ONNX[1][1]).limit != found
+
+
+@pytest.mark.parametrize("kept", ["dense", "folded"])
+def test_what_was_not_written_as_a_table_on_purpose_is_named_and_not_wrong(good: Folder, here: None, kept: str) -> None:
+    good.onnx("body.weight/codes", lambda codes: codes.flat.__setitem__(7, (codes.flat[7] + 1) % 4))
+    good.manifest(lambda data: data["files"]["model.onnx"].update({kept: ["body.weight"]}))
+    check = line(verify(good.path), 1, "model.onnx: weights decode to the table")
+    said = {"dense": "stored dense", "folded": "folded into a constant"}[kept]
+    assert (check.found, check.passed) == (f"2 of 2 tables; {said}: body.weight", True)
+
+
+def test_nothing_compressed_is_no_success(good: Folder, here: None) -> None:
+    good.manifest(lambda data: data.update(weights={}))
+    report = verify(good.path)
+    assert failed(report) == [(1, "compressed weights")]
+
+
+def test_files_of_several_schemes_lie_side_by_side(good: Folder, here: None) -> None:
+    """Each is compared with what belongs to it: the float one with the simulation, and not with the static one."""
+    good.manifest(lambda data: data["files"]["model.pte"].update(activations="none", steps=[None]))
+    report = verify(good.path)
+    assert [check.what for check in report.checks if check.rung == 3] == ["model.onnx to integer reference", "model.pte to simulation"]
+    assert not [check for check in report.checks if check.what == "model.onnx to model.pte"]
+
+
+@pytest.mark.parametrize("crash", [0, 1, 2])
+def test_a_runtime_that_crashes_is_a_line_of_the_report(good: Folder, here: None, monkeypatch: pytest.MonkeyPatch, crash: int) -> None:
+    run_here = ladder.run_isolated
+
+    def run_and_crash(exporter: str, runs: tuple[Run, ...], inputs: Batch) -> tuple[Batch | RuntimeFailure, ...]:
+        failure = RuntimeFailure("the runtime crashed with SIGSEGV")
+        return tuple(failure if index == crash else result for index, result in enumerate(run_here(exporter, runs, inputs)))
+
+    monkeypatch.setattr(ladder, "run_isolated", run_and_crash)
+    good.only("model.onnx")
+    report = verify(good.path)
+    (line,) = [check for check in report.checks if check.passed is False]
+    what = ("model.onnx to integer reference", "model.onnx, optimizer off, to simulation", "model.onnx, tables to dense weights")
+    assert line == Check((3, 2, 4)[crash], what[crash], "the runtime crashed with SIGSEGV", "runs", False)
+    assert not report.passed
+
+
+def test_a_changed_file_is_told_by_its_hash(good: Folder) -> None:
+    for name in ("model.onnx", "model.pte", GOLDEN):
+        data = (good.path / name).read_bytes()
+        (good.path / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(InputError, match=rf"{name} is not the file that was exported.*Export the model again"):
+            verify(good.path)
+        (good.path / name).unlink()
+        with pytest.raises(InputError, match=rf"{name} can't be read \(No such file.*; the manifest lists it. Export the model again"):
+            verify(good.path)
+        (good.path / name).write_bytes(data)
+
+
+def test_golden_vectors_must_be_whole(good: Folder) -> None:
+    def without(name: str) -> Callable[[dict[str, Tensor]], None]:
+        return lambda golden: golden.__delitem__(name)
+
+    whole = (good.path / GOLDEN).read_bytes()
+    for name in ("simulated/onnx/0", "float/0"):
+        good.golden(without(name))
+        with pytest.raises(InputError, match=rf"does not hold {name[:-2]} for each of the 1 outputs; export the model again"):
+            verify(good.path)
+        good.write(GOLDEN, whole)
+    good.write(GOLDEN, b"no tensors")
+    with pytest.raises(InputError, match=r"golden\.safetensors is damaged .*export the model again"):
+        verify(good.path)
+
+
+def test_a_folder_that_is_no_build(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no manifest\.json.*Write one: qn-deploy export model\.pt"):
+        verify(tmp_path)
+    with pytest.raises(InputError, match=r"nowhere holds no manifest\.json"):
+        verify(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/manifest\.json can't be read"):
+        verify(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "is damaged"),
+        (b"{", "is damaged"),
+        (b"\xff\xfe", "can't be read"),
+        (b"[" * 100_000, "is damaged"),
+        (b"[]", "is no manifest of qn-deploy"),
+        (b"{}", "is no manifest of qn-deploy"),
+        (b'{"format": "qn-deploy build"}', "has version None, this qn-deploy reads version 3"),
+        (b'{"format": "qn-deploy build", "version": 1}', "has version 1, this qn-deploy reads version 3"),
+        (b'{"format": "qn-deploy build", "version": 3}', "is damaged"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / MANIFEST).write_bytes(text)
+    with pytest.raises(InputError, match=f"manifest.json {message}"):
+        verify(tmp_path)
+
+
+KINDS = {"files": dict, "inputs": list, "outputs": list, "weights": dict, "golden_sha256": str, "activations": str, "config": dict}
+WRONG = [(key, value) for key, kind in KINDS.items() for value in (None, 5, "text", [5], {"x": 5}) if not isinstance(value, kind)]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=str)
+def test_a_manifest_with_a_value_of_another_kind_is_refused(good: Folder, here: None, key: str, value: object) -> None:
+    good.manifest(lambda data: data.update({key: value}))
+    with pytest.raises(InputError, match=r"[Ee]xport the model again"):
+        verify(good.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("steps", []), ("steps", None), ("activations", "x"), ("inexact", "add"), ("dense", {}), ("folded", 1)]
+)
+def test_an_entry_that_decides_how_strict_the_rungs_are_is_checked(good: Folder, here: None, key: str, value: object) -> None:
+    good.set(**{key: value})
+    with pytest.raises(InputError, match=r"manifest\.json is damaged .*export the model again"):
+        verify(good.path)
+
+
+def test_a_manifest_with_unknown_or_missing_keys_is_refused(good: Folder) -> None:
+    good.manifest(lambda data: data.update(surprise=1))
+    with pytest.raises(InputError, match=r"is damaged \(.*surprise.*export the model again"):
+        verify(good.path)
+    good.manifest(lambda data: (data.pop("surprise"), data.pop("weights")))
+    with pytest.raises(InputError, match=r"is damaged \('weights'\)"):
+        verify(good.path)
+
+
+def test_an_exporter_that_is_not_installed_is_named(good: Folder) -> None:
+    good.only("model.onnx")
+    good.manifest(lambda data: data["files"]["model.onnx"].update(exporter="coreml"))
+    with pytest.raises(InputError, match=r"model\.onnx was written by the exporter 'coreml', which is not installed here"):
+        verify(good.path)
