@@ -24,6 +24,7 @@ public final class DigitView extends View {
         super(context, attributes);
         TypedArray theme = context.obtainStyledAttributes(new int[] {android.R.attr.textColorPrimary});
         pen.setColor(theme.getColor(0, 0));
+        pen.setAlpha(255); // or lines would be darker where they meet
         theme.recycle();
         pen.setStrokeCap(Paint.Cap.ROUND);
     }

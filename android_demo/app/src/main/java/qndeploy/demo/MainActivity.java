@@ -148,7 +148,7 @@ public final class MainActivity extends Activity {
         String digit = "";
         for (Work.Reading reading : work.readings) {
             String said = reading.shares == null ? reading.error : said(reading);
-            each.append(each.length() > 0 ? "\n" : "").append(getString(R.string.reading_of, reading.file, said));
+            each.append(each.length() > 0 ? "\n" : "").append(getString(R.string.reading_of, reading.program, said));
             if (digit.isEmpty() && reading.shares != null) { // bars and headline are the first program's
                 shares = reading.shares;
                 digit = reading.isSure() ? String.valueOf(reading.digit()) : getString(R.string.unclear);

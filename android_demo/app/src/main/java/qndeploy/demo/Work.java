@@ -29,12 +29,12 @@ final class Work {
 
     /** What one program makes of a drawing. */
     static final class Reading {
-        final String file;
+        final String program; // as "digits, model.onnx"
         final double[] shares; // of each digit, 1 in all; null if the program can't run
         final String error;
 
-        Reading(String file, double[] shares, String error) {
-            this.file = file;
+        Reading(String program, double[] shares, String error) {
+            this.program = program;
             this.shares = shares;
             this.error = error;
         }
@@ -172,11 +172,11 @@ final class Work {
                 try {
                     loaded.add(QnModel.open(build, file));
                 } catch (IOException failed) {
-                    failures.add(new Reading(file, null, failed.getMessage()));
+                    failures.add(new Reading(name + ", " + file, null, failed.getMessage()));
                 }
             }
             for (QnModel model : loaded) {
-                found.add(new Reading(model.file, shares(model.run(image).get(0).floats()), null));
+                found.add(new Reading(name + ", " + model.file, shares(model.run(image).get(0).floats()), null));
             }
         }
         found.addAll(failures);
