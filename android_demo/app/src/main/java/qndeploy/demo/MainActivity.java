@@ -164,7 +164,8 @@ public final class MainActivity extends Activity {
     }
 
     private String said(Work.Reading reading) {
-        return getString(R.string.sure, reading.digit(), Math.round(100 * reading.shares[reading.digit()]));
+        String percent = String.valueOf(Math.round(100 * reading.shares[reading.digit()]));
+        return getString(R.string.sure, String.valueOf(reading.digit()), percent);
     }
 
     private static String milliseconds(Object micros) {
