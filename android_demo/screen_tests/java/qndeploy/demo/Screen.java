@@ -34,7 +34,7 @@ final class Screen implements AutoCloseable {
     private static final File FOUND = new File(System.getProperty("qn.screens.found"));
     private static final double MAX_DIFFERING = 0.01; // share of pixels: another digit of a figure is less, another line of text more
     private static final int MAX_STEP = 64; // of a colour channel
-    private static final int PATIENCE_S = 60;
+    private static final int PATIENCE_S = 300; // of a loaded machine
     private final ActivityController<MainActivity> controller;
     private final List<String> differences = new ArrayList<>(); // told at the end, so that one run makes all pictures
 

@@ -68,7 +68,7 @@ public final class Runner {
                 figures.put("load_us", (System.nanoTime() - begin) / 1000);
                 List<TensorData> outputs = program.run(build.golden("input"));
                 figures.put("ram_bytes", Math.max(0, residentBytes() - before));
-                measure(program, model, figures);
+                measure(program, build, figures);
                 return new Outcome(build, file, entry.runtime, Verdict.ofRuntime(build, file, outputs), outputs, figures);
             }
         } catch (Exception | LinkageError error) {
