@@ -11,11 +11,12 @@ import cifar10
 import click
 import torch
 from cifar_training import INT4, RECIPE, Training
-from classifier import Labelled, constants
+from classifier import Labelled, accuracy, float_program
 from rows import at_least, at_most, chosen, clock, finish, json_option, over_seeds, seed_option, skip
-from torch import nn
 
-from qn_deploy.compression import Compressed, compress
+from qn_deploy.compression import CompressConfig, compress
+from qn_deploy.exporting.describe import theoretical_bytes
+from qn_deploy.program.program import Program
 
 TITLE = "Quant-Noise on ResNet-20, CIFAR-10"
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,23 +66,20 @@ def main(
         inputs, labels = cifar10.images(data / cifar10.TRAIN, train_images, run)
         training = Training(Labelled(inputs.contiguous(memory_format=torch.channels_last), labels), steps, ipq_steps, ipq_lr, run)
 
-        def keep(name: str, model: nn.Module | Compressed, tests: Labelled = tests, run: int = run) -> None:
-            if isinstance(model, Compressed):
-                found[f"{name}, bytes"].append(constants(model))
-                model = model.model
-            found[name].append(tests.accuracy(tests.run(model)))
+        def keep(name: str, program: Program, tests: Labelled = tests, run: int = run) -> Program:
+            if program.weights:
+                found[f"{name}, bytes"].append(theoretical_bytes(program))
+            found[name].append(accuracy(program, tests))
             progress(f"seed {run}: {name}: {found[name][-1]:.2f} %")
+            return program
 
-        model = training.fine_tuned(downloaded)
-        keep("float", model)
-        keep("iPQ", training.iterative(model, model))
-        keep("int4", compress(model, INT4, (tests.inputs[:1],), run))
-        noisy = training.with_noise(downloaded, RECIPE, rate)
-        keep("float, trained with noise of tables", noisy)
-        keep("Quant-Noise, then iPQ", training.iterative(noisy, model))
-        noisy = training.with_noise(downloaded, INT4, int4_rate)
-        keep("float, trained with noise of int4", noisy)
-        keep("Quant-Noise, then int4", compress(noisy, INT4, (tests.inputs[:1],), run))
+        plain = keep("float", float_program(training.fine_tuned(downloaded), tests))
+        keep("iPQ", training.iterative(plain, plain))
+        keep("int4", compress(plain, INT4, config=CompressConfig(seed=run)))
+        noisy = keep("float, trained with noise of tables", float_program(training.with_noise(downloaded, RECIPE, rate), tests))
+        keep("Quant-Noise, then iPQ", training.iterative(noisy, plain))
+        noisy = keep("float, trained with noise of int4", float_program(training.with_noise(downloaded, INT4, int4_rate), tests))
+        keep("Quant-Noise, then int4", compress(noisy, INT4, config=CompressConfig(seed=run)))
 
     bars = {"Quant-Noise, then iPQ": TABLES_ACCURACY, "Quant-Noise, then int4": INT4_ACCURACY}
     accuracies = {name: values for name, values in found.items() if not name.endswith(", bytes")}

@@ -10,17 +10,17 @@ import cifar10
 import click
 import paired
 import torch
-from cifar_training import BATCH, IPQ_BATCH, LR, RECIPE, TEMPERATURE, Training
-from classifier import Labelled, Stage, float_row, measure
+from cifar_training import BATCH, CALIBRATION, IPQ_BATCH, LR, RECIPE, TEMPERATURE, Training
+from classifier import Labelled, Stage, accuracy, float_program, measure
 from rows import Row, at_least, below, chosen, clock, finish, json_option, seed_option, skip
 from torch import Tensor, nn
 
-from qn_deploy.compression import Compressed, compress
+from qn_deploy.compression import CompressConfig, compress
 from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.program.program import Program
 
 TITLE = "ResNet-20 on CIFAR-10"
 ROOT = Path(__file__).resolve().parent.parent
-CALIBRATION = 256
 ONNX_MB = 0.14  # MB = 2^20 bytes
 AFTER_TRAINING = 50.0  # % right, without fine-tuning
 
@@ -66,30 +66,35 @@ def main(
     calibration, train = inputs[:CALIBRATION], Labelled(inputs.contiguous(memory_format=torch.channels_last), labels)
     training = Training(train, steps, ipq_steps, ipq_lr, seed)
     downloaded = cifar10.resnet20(data / cifar10.RESNET20)
-    rows = [float_row("as downloaded", downloaded, tests)]
+    rows: list[Row] = []
+
+    def captured(name: str, model: nn.Module) -> Program:
+        program = float_program(model, tests)
+        rows.append(Row(f"{name}: accuracy in float", accuracy(program, tests), "%"))
+        return program
+
+    captured("as downloaded", downloaded)
 
     progress("fine-tuning the float model on these JPEGs")
     model = training.fine_tuned(downloaded)
-    rows.append(float_row("fine-tuned", model, tests))
+    trained = captured("fine-tuned", model)
 
-    def road(name: str, compressed: Compressed) -> Stage:
-        stage = measure(name, compressed, tests, calibration, out / name.replace(" ", "-"), progress)
+    def road(name: str, compressed: Program) -> Stage:
+        stage = measure(name, compressed, tests, out / name.replace(" ", "-"), progress)
         rows.extend([*stage.rows, below(f"{name}: model.onnx in MB", len(stage.files["onnx"]) / 2**20, "MB", ONNX_MB)])
         return stage
 
     progress("compressing after training")
-    compressed = compress(model, RECIPE, (tests.inputs[:1],), seed, [(batch,) for batch in calibration.split(64)])
-    accuracy = tests.accuracy(tests.run(compressed.model))
-    rows.append(at_least("after training: accuracy of the compressed weights", accuracy, "%", AFTER_TRAINING))
+    compressed = compress(trained, RECIPE, [(batch,) for batch in calibration.split(64)], CompressConfig(seed=seed))
+    rows.append(at_least("after training: accuracy of the compressed weights", accuracy(compressed, tests), "%", AFTER_TRAINING))
     road("after training", compressed)
     progress("iPQ")
-    stage = road("iPQ", training.iterative(model, model))
+    stage = road("iPQ", training.iterative(trained, trained))
     if rate > 0:
         progress("fine-tuning with Quant-Noise")
-        noisy = training.with_noise(downloaded, RECIPE, rate)
-        rows.append(float_row("fine-tuned with Quant-Noise", noisy, tests))
+        noisy = captured("fine-tuned with Quant-Noise", training.with_noise(downloaded, RECIPE, rate))
         progress("Quant-Noise, then iPQ")
-        stage = road("Quant-Noise and iPQ", training.iterative(noisy, model))
+        stage = road("Quant-Noise and iPQ", training.iterative(noisy, trained))
     progress("timing")
     rows += _timings(stage, model, tests.inputs[:1])
     constants = {"batch": BATCH, "lr": LR, "ipq_batch": IPQ_BATCH, "temperature": TEMPERATURE, "calibration": CALIBRATION}

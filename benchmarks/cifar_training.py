@@ -12,12 +12,14 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from qn_deploy import noise
-from qn_deploy.compression import IPQ, Compressed, ipq
+from qn_deploy.compression import IPQConfig, ipq
+from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Rule, Table
 
 BATCH, LR = 128, 0.01  # of fine-tuning
 IPQ_BATCH, TEMPERATURE = 32, 4.0  # many small steps: without BatchNorm only a low learning rate is stable
 STATISTICS_BATCH = 500
+CALIBRATION = 256  # images, for error feedback and the ranges of activations
 REFRESH = 25  # steps between two looks of exact noise at the weights; five times an epoch, as there are but two
 
 # 3x3 kernels share codes, with a codebook of 64 where the layer reads 16 channels, else of 256. The stem sees raw pixels: int8.
@@ -77,8 +79,16 @@ class Training:
         update_bn(torch.split(self.train.inputs, STATISTICS_BATCH), model)
         return model.eval()
 
-    def iterative(self, student: nn.Module, teacher: nn.Module) -> Compressed:
+    def iterative(self, student: Program, teacher: Program) -> Program:
         """A student compressed into tables by iPQ; needs no labels."""
         batches = [(batch,) for batch in torch.split(self.train.inputs, IPQ_BATCH)]
-        config = IPQ(stages=3, steps=self.ipq_steps, final_steps=self.ipq_steps, lr=self.ipq_lr, temperature=TEMPERATURE, seed=self.seed)
+        config = IPQConfig(
+            stages=3,
+            steps=self.ipq_steps,
+            final_steps=self.ipq_steps,
+            lr=self.ipq_lr,
+            temperature=TEMPERATURE,
+            seed=self.seed,
+            calibration=CALIBRATION // IPQ_BATCH,
+        )
         return ipq(student, RECIPE, batches, config, teacher)

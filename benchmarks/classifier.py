@@ -11,12 +11,13 @@ import torch
 from rows import Row, at_most
 from torch import Tensor, nn
 
-from qn_deploy.compression import Compressed
 from qn_deploy.exporting.export import export
 from qn_deploy.exporting.exporter import Exporter, find_exporters
 from qn_deploy.exporting.manifest import Manifest
+from qn_deploy.graph.lifted import unlifted
 from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations, Form, lower
+from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.store import save
 from qn_deploy.verification.ladder import verify
@@ -56,30 +57,22 @@ class Stage:
 
 def measure(
     name: str,
-    compressed: Compressed,
+    program: Program,
     tests: Labelled,
-    calibration: Tensor,
     folder: Path,
     progress: Callable[[str], None],
 ) -> Stage:
-    """Takes one compressed model down the whole road.
+    """Takes one compressed and calibrated program down the whole road.
 
     Args:
         name: of the stage, the beginning of its rows' names.
-        compressed: what compress or ipq returned.
+        program: captured by `float_program`, then compressed.
         tests: what it is measured on.
-        calibration: float32 [M, ...], for the ranges of the activations.
         folder: where model.pt and the build go.
         progress: called with the name of each step.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    program = save(
-        compressed,
-        folder / "model.pt",
-        example_inputs=(tests.inputs[:GOLDEN],),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
-        calibration=[(batch,) for batch in torch.split(calibration, 64)],
-    )
+    save(program, folder / "model.pt")
     manifest = export(program, folder / "build", progress=lambda stage: progress(f"{name}: {stage}")).manifest
     progress(f"{name}: climbing the parity ladder")
     report = verify(folder / "build")
@@ -95,17 +88,14 @@ def measure(
     return Stage([Row(f"{name}: {row.name}", row.value, row.unit, row.bar, row.met) for row in rows], manifest, files)
 
 
-def constants(compressed: Compressed) -> int:
-    """Bytes of codes, centroids and scales, and of all parameters that stayed float."""
-    weights = compressed.weights
-    tied = {id(weight): weight.nbytes for weight in weights.values()}
-    rest = (4 * parameter.numel() for name, parameter in compressed.baked().named_parameters() if name not in weights)
-    return sum(tied.values()) + sum(rest)
+def float_program(model: nn.Module, tests: Labelled) -> Program:
+    """The model as a program whose golden inputs are test images."""
+    return capture(model, (tests.inputs[:GOLDEN],), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},))
 
 
-def float_row(name: str, model: nn.Module, tests: Labelled) -> Row:
-    """The accuracy of a float model."""
-    return Row(f"{name}: accuracy in float", tests.accuracy(tests.run(model.eval())), "%")
+def accuracy(program: Program, tests: Labelled) -> float:
+    """Of a program with float activations, in %."""
+    return tests.accuracy(tests.run(_first_output(lambda batch: unlifted(program.exported)(*batch))))
 
 
 def _sizes(manifest: Manifest) -> list[Row]:
@@ -120,7 +110,7 @@ def _over_all(program: Program, manifest: Manifest, files: dict[str, bytes], tes
     exporters = find_exporters()
     lowered = lower(program, Form(Activations.STATIC))
     progress("float activations and simulation over the test images")
-    rows = [Row("accuracy with float activations", tests.accuracy(tests.run(program.exported.module())), "%")]
+    rows = [Row("accuracy with float activations", accuracy(program, tests), "%")]
     logits = {SIMULATION: tests.run(_first_output(lowered.simulate))}
     bars, pairs = [], []
     for entry in manifest.files.values():

@@ -99,7 +99,7 @@ class Counting(Qemu):
 
 def _workload(name: str, workload: Workload, devices: list[Counting]) -> list[Row]:
     model, x = workload.make().eval(), workload.inputs()
-    plain = capture(model, (x,), None, ())
+    plain = capture(model, (x,), dynamic_shapes=())
     program = random_program(model, x, workload.recipe, workload.activations)
     rows = []
     for exporter_name, exporter in find_exporters().items():

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +19,11 @@ import torch.nn.functional as F
 from rows import Row, at_least, at_most, clock, finish, json_option, seed_option, skip
 from torch import Tensor, nn
 
-from qn_deploy.compression import Compressed, compress, progress_bar
+from qn_deploy.compression import CompressConfig, compress, progress_bar, tune
+from qn_deploy.exporting.describe import theoretical_bytes
+from qn_deploy.graph.lifted import unlifted
+from qn_deploy.program.capture import capture
+from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
 
 TITLE = "MiniLM on STS-B"
@@ -47,22 +51,23 @@ class Size:
 
 
 class SentenceEncoder(nn.Module):
-    """BERT, and the mean of its last hidden states, of length 1."""
+    """BERT, and the mean of its last hidden states, of length 1; then all hidden states, zero where there is padding."""
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
         self.bert = bert
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids and mask int64 [N, T] -> unit vectors [N, D]."""
-        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
-        return F.normalize((hidden * mask[..., None]).sum(1), dim=1)
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Ids and mask int64 [N, T] -> unit vectors [N, D], then hidden states [N, T, D] of each layer."""
+        outputs = self.bert(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        states = [state * mask[..., None] for state in outputs.hidden_states[1:]]
+        return F.normalize(states[-1].sum(1), dim=1), *states
 
 
 class Judge:
     """Every second pair of STS-B's test set, and the float model's vectors of its sentences."""
 
-    def __init__(self, file: Path, encoder: nn.Module, tokenize: Tokenize) -> None:
+    def __init__(self, file: Path, encoder: Program, tokenize: Tokenize) -> None:
         with file.open(newline="") as lines:
             pairs = list(csv.reader(lines))[::2]
         texts = [pair[side] for side in (0, 1) for pair in pairs]
@@ -72,7 +77,7 @@ class Judge:
         self.batches = [tokenize([texts[i] for i in chunk]) for chunk in chunks]
         self.float = self._vectors(encoder)
 
-    def evaluate(self, encoder: nn.Module) -> tuple[float, float]:
+    def evaluate(self, encoder: Program) -> tuple[float, float]:
         """(mean cosine of the sentence vectors to the float model's, Spearman's correlation of the pairs' cosines with the scores in %)."""
         from scipy.stats import spearmanr
 
@@ -82,8 +87,9 @@ class Judge:
         return float((vectors * self.float).sum(1).mean()), 100 * float(correlation)
 
     @torch.no_grad()
-    def _vectors(self, encoder: nn.Module) -> Tensor:
-        in_order = torch.cat([encoder(*batch) for batch in self.batches])
+    def _vectors(self, encoder: Program) -> Tensor:
+        student = unlifted(encoder.exported)
+        in_order = torch.cat([student(*batch)[0] for batch in self.batches])
         return in_order[torch.argsort(torch.tensor(self.order))]
 
 
@@ -133,7 +139,8 @@ def load_model() -> tuple[SentenceEncoder, Tokenize]:
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return encoded["input_ids"], encoded["attention_mask"]
 
-    bert = AutoModel.from_pretrained(_folder(), add_pooling_layer=False, local_files_only=True)
+    # torch's fused attention is slow in bfloat16 on a CPU, backwards above all
+    bert = AutoModel.from_pretrained(_folder(), add_pooling_layer=False, local_files_only=True, attn_implementation="eager")
     return SentenceEncoder(bert).eval(), tokenize
 
 
@@ -172,13 +179,6 @@ def calibration(texts: list[str], tokenize: Tokenize) -> list[tuple[Tensor, Tens
     return [(chunk, torch.ones_like(chunk)) for chunk in ids[mask.all(1)][:CALIBRATION].split(BATCH)]
 
 
-def constants(compressed: Compressed) -> float:
-    """MB of all constants: codes, centroids, scales, integers, and whatever stayed float32."""
-    tables = {id(weight): weight.nbytes for weight in compressed.weights.values()}
-    plain = [p.numel() for name, p in compressed.model.named_parameters() if "parametrizations" not in name]
-    return (sum(tables.values()) + 4 * sum(plain)) / MB
-
-
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared" / "data", help="Folder with stsb/ and wikitext2/.")
 @click.option(
@@ -197,36 +197,38 @@ def main(data: Path, sizes: tuple[str, ...], minutes: float, tune_steps: int, th
     progress = clock()
     progress("the float model on STS-B")
     model, tokenize = load_model()
-    judge = Judge(data / STSB, model, tokenize)
-    rows = [Row("float: Spearman", judge.evaluate(model)[1], "%")]
     texts = sentences(data, seed)
     batches = calibration(texts, tokenize)
+    shape = {0: torch.export.Dim("batch", min=1, max=BATCH), 1: torch.export.Dim("length", min=2, max=LONGEST)}
+    program = capture(model, batches[0], dynamic_shapes=(shape, shape))
+    judge = Judge(data / STSB, program, tokenize)
+    rows = [Row("float: Spearman", judge.evaluate(program)[1], "%")]
     for name in sizes:
         size = SIZES[name]
         progress(f"{name}: plain k-means")
-        rows += _rows(f"{name}, plain k-means", compress(model, size.recipe, batches[0], seed), judge)
+        rows += _rows(f"{name}, plain k-means", compress(program, size.recipe, config=CompressConfig(seed=seed)), judge)
         progress(f"{name}: error feedback")
         begin = time.perf_counter()
-        compressed = compress(model, size.recipe, batches[0], seed, batches)
+        compressed = compress(program, size.recipe, batches, CompressConfig(seed=seed))
         rows.append(Row(f"{name}: time to compress", time.perf_counter() - begin, "s"))
         rows += _rows(name, compressed, judge, (size.mb, size.cosine, size.spearman))
         if minutes > 0:
             progress(f"{name}: tuning")
             begin = time.perf_counter()
             with progress_bar() as bar:
-                compressed = sentence_tuning.tuned(
-                    compressed, texts + reviews(data), vocabulary(), tokenize, minutes, tune_steps, seed, bar
-                )
+                pieces = sentence_tuning.Pieces(texts + reviews(data), vocabulary(), tokenize, seed)
+                config = replace(sentence_tuning.CONFIG, steps=tune_steps, minutes=minutes)
+                compressed = tune(compressed, program, pieces, config, sentence_tuning.learnt, bar)
             rows.append(at_most(f"{name}, tuned: time to tune", (time.perf_counter() - begin) / 60, "minutes", 30))
             rows += _rows(f"{name}, tuned", compressed, judge, (size.mb, size.tuned_cosine, size.tuned_spearman))
     settings = {"seed": seed, "threads": threads, "minutes": minutes, "steps": tune_steps, "calibration": CALIBRATION, "tokens": LENGTH}
     sys.exit(finish(TITLE, rows, settings, json_file))
 
 
-def _rows(name: str, compressed: Compressed, judge: Judge, limits: tuple[float, ...] = ()) -> list[Row]:
+def _rows(name: str, compressed: Program, judge: Judge, limits: tuple[float, ...] = ()) -> list[Row]:
     """Size, cosine and correlation of one compressed encoder, with bars if there are limits for all three."""
-    cosine, spearman = judge.evaluate(compressed.baked())
-    found = (("constants", constants(compressed), "MB"), ("cosine to float", cosine, ""), ("Spearman", spearman, "%"))
+    cosine, spearman = judge.evaluate(compressed)
+    found = (("constants", theoretical_bytes(compressed) / MB, "MB"), ("cosine to float", cosine, ""), ("Spearman", spearman, "%"))
     if not limits:
         return [Row(f"{name}: {what}", value, unit) for what, value, unit in found]
     bars = zip((at_most, at_least, at_least), limits, found, strict=True)

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from qn_deploy.compression import Compressed, Tune, tune
-from qn_deploy.compression.progress import Tell
+from qn_deploy.compression import TuneConfig
 
 Tokenize = Callable[..., tuple[Tensor, Tensor]]
 """(texts, most tokens) -> ids int64 [N, T], mask int64 [N, T], 0 where a text has ended."""
 
 BATCH, LONGEST = 32, 64  # texts; tokens
 HIDDEN_WEIGHT = 0.3  # of each layer's hidden states, beside twice the angle of the sentence vectors
-CONFIG = Tune(lr=1e-2, scale_lr=5e-3, rest_lr=5e-3, warmup=0.03, bfloat16=True)
-
-
-class WithStates(nn.Module):
-    """A BERT that gives sentence vectors and every layer's hidden states, zero where there is padding, so that it counts for nothing."""
-
-    def __init__(self, bert: nn.Module) -> None:
-        super().__init__()
-        self.bert = bert
-
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Ids and mask int64 [N, T] -> unit vectors [N, D], then hidden states [N, T, D] of each layer."""
-        outputs = self.bert(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        states = [state.float() * mask[..., None] for state in outputs.hidden_states[1:]]
-        return F.normalize(states[-1].sum(1), dim=1), *states
+CONFIG = TuneConfig(lr=1e-2, scale_lr=5e-3, rest_lr=5e-3, warmup=0.03, bfloat16=True)
 
 
 class Pieces:
@@ -71,25 +53,3 @@ def learnt(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
     for ours, theirs in zip(student[1:], teacher[1:], strict=True):
         loss = loss + HIDDEN_WEIGHT * (ours - theirs).square().sum() / theirs.square().sum()
     return loss
-
-
-def tuned(
-    compressed: Compressed,
-    sentences: list[str],
-    vocabulary: list[str],
-    tokenize: Tokenize,
-    minutes: float,
-    steps: int,
-    seed: int = 0,
-    progress: Tell | None = None,
-) -> Compressed:
-    """A compressed encoder, whose BERT is `model.bert`, tuned on sentences without labels until `minutes` or `steps` are over."""
-    compressed = copy.deepcopy(compressed)
-    student, teacher = (WithStates(encoder.bert) for encoder in (compressed.model, compressed.reference))
-    for encoder in (student, teacher):
-        encoder.bert.set_attn_implementation("eager")  # torch's fused attention is slow in bfloat16 on a CPU, backwards above all
-    config = replace(CONFIG, steps=steps, minutes=minutes)
-    pieces = Pieces(sentences, vocabulary, tokenize, seed)
-    result = tune(replace(compressed, model=student, reference=teacher), pieces, config, learnt, progress)
-    compressed.model.bert = result.model.bert
-    return compressed

@@ -10,12 +10,15 @@ from statistics import mean
 import click
 import text
 import torch
-from classifier import constants
 from rows import at_least, chosen, clock, finish, json_option, over_seeds, seed_option, skip
 from torch import nn
 
 from qn_deploy import noise
-from qn_deploy.compression import Compressed, Tune, compress, tune
+from qn_deploy.compression import CompressConfig, TuneConfig, compress, tune
+from qn_deploy.exporting.describe import float_bytes, theoretical_bytes
+from qn_deploy.graph.lifted import unlifted
+from qn_deploy.program.capture import capture
+from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
 
 TITLE = "SST-2, 2-layer Transformer"
@@ -23,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ("train.tsv", "dev.tsv", "test.tsv")
 LOSS, SMALLER = 0.7, 24.0  # points of accuracy; float bytes over ours
 TUNING_BATCH, TUNING_LR = 32, 6e-3
+
+SHAPES = ({0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=text.LONGEST)},)
 
 # Nearly all of the loss comes from the word embedding, so it gets the codebooks that attention saves by blocks of 8.
 RECIPE = Recipe(
@@ -79,19 +84,20 @@ def main(
         noise.remove(model)
         return model
 
-    def tuned(compressed: Compressed, seed: int) -> Compressed:
+    def tuned(program: Program, teacher: Program, seed: int) -> Program:
         batches = [(batch.ids,) for batch in train.batches(TUNING_BATCH, seed)]
-        return tune(compressed, batches, Tune(steps=tune_steps, lr=TUNING_LR, scale_lr=TUNING_LR, rest_lr=TUNING_LR))
+        return tune(program, teacher, batches, TuneConfig(steps=tune_steps, lr=TUNING_LR, scale_lr=TUNING_LR, rest_lr=TUNING_LR))
 
     for run in range(seed, seed + seeds):
         for name, p in (("plain", 0.0), ("Quant-Noise", rate)):
-            model = trained(run, p)
-            compressed = compress(model, RECIPE, (test.ids[:1],), run)
-            stages = {"float": model, "tables": compressed.model, "tables, tuned": tuned(compressed, run).model}
-            for stage, student in stages.items():
-                found[f"{name}, {stage}"].append(test.accuracy(student.eval()))
+            program = capture(trained(run, p), (test.ids[:2],), dynamic_shapes=SHAPES)
+            compressed = compress(program, RECIPE, config=CompressConfig(seed=run))
+            stages = {"float": program, "tables": compressed, "tables, tuned": tuned(compressed, program, run)}
+            for stage, each in stages.items():
+                student = unlifted(each.exported)
+                found[f"{name}, {stage}"].append(test.accuracy(lambda ids, student=student: student(ids)[0]))
                 progress(f"seed {run}: {name}, {stage}: {found[f'{name}, {stage}'][-1]:.2f} %")
-            found["smaller"].append(4 * sum(parameter.numel() for parameter in model.parameters()) / constants(compressed))
+            found["smaller"].append(float_bytes(program) / theoretical_bytes(compressed))
 
     smaller = found.pop("smaller")
     rows = [row for name, values in found.items() for row in over_seeds(name, values, "%")]

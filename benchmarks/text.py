@@ -23,7 +23,7 @@ class Sentences:
     ids: Tensor
     labels: Tensor
 
-    def accuracy(self, model: nn.Module) -> float:
+    def accuracy(self, model: Callable[[Tensor], Tensor]) -> float:
         """Share of right answers, in %, of a model in eval mode."""
         with torch.no_grad():
             answers = torch.cat([model(ids).argmax(1) for ids in self.ids.split(256)])

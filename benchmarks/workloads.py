@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from models import Encoder, MobileNet, ResNet50
 from torch import Tensor, nn
 
-from qn_deploy.compression.batchnorm import fold_batchnorm
+from qn_deploy.compression.calibrate import calibrate
+from qn_deploy.compression.targets import targets
+from qn_deploy.graph.lifted import with_constants
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
-from qn_deploy.recipe import Float, Method, Recipe, Rule, Table
+from qn_deploy.recipe import Method, Recipe, Rule, Table
 from qn_deploy.recipe.paper import resnet, transformer
-from qn_deploy.recipe.parameters import ONE_SCALE, compressible
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, codes_dtype
 
 STATIC, DYNAMIC = Activations.STATIC, Activations.DYNAMIC
@@ -62,17 +63,11 @@ WORKLOADS = {
 
 def random_program(model: nn.Module, x: Tensor, recipe: Recipe, activations: Activations) -> Program:
     """The model with random tables where the recipe pays: times and bytes do not depend on the values."""
-    fold_batchnorm(model, (x,))
-    weights: dict[str, CompressedWeight] = {}
-    for slot in compressible(model):
-        method = recipe.method_for(slot.site)
-        if not isinstance(method, Float):
-            weights[slot.name] = _random(slot.weight, method, per_row=not isinstance(slot.module, ONE_SCALE))
-            with torch.no_grad():
-                slot.weight.copy_(weights[slot.name].dequantize())
-    program = capture(model, (x,), None, ((x,),) if activations is STATIC else ())
-    program.weights.update({name: weight for name, weight in weights.items() if name in program.exported.state_dict})
-    return program
+    program = capture(model, (x,), dynamic_shapes=())
+    weights = {target.name: _random(target.weight.value, target.method, target.per_channel) for target in targets(program, recipe)[0]}
+    values = {name: weight.dequantize() for name, weight in weights.items()}
+    program = replace(program, exported=with_constants(program.exported, values), weights=weights)
+    return calibrate(program, [(x,)]) if activations is STATIC else program
 
 
 def _random(weight: Tensor, method: Method, per_row: bool) -> CompressedWeight:

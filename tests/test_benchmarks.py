@@ -18,6 +18,8 @@ from PIL import Image
 
 from qn_deploy.compression import compress
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporting.describe import theoretical_bytes
+from qn_deploy.program.capture import capture
 from qn_deploy.recipe import Recipe, Rule, Table
 from qn_deploy.recipe.parameters import Slot
 from qn_deploy.verification.devices.bundle import find_bundle
@@ -185,8 +187,8 @@ def test_seeds_become_a_mean_with_a_bar_and_a_spread() -> None:
 
 def test_constants_are_tables_and_what_stayed_float() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(16, 64, 3, bias=False), torch.nn.BatchNorm2d(64), torch.nn.Flatten()).eval()
-    compressed = compress(model, Recipe((Rule(Table(9, 16, 1)),)), (torch.zeros(1, 16, 3, 3),))
-    assert load("classifier").constants(compressed) == 64 * 16 // 2 + 16 * 9 + 4 * 64 + 4 * 64  # codes, centroids, scales, the folded bias
+    compressed = compress(capture(model, (torch.zeros(1, 16, 3, 3),)), Recipe((Rule(Table(9, 16, 1)),)))
+    assert theoretical_bytes(compressed) == 64 * 16 // 2 + 16 * 9 + 4 * 64 + 4 * 64  # codes, centroids, scales, the folded bias
 
 
 def test_sentences_become_numbers_and_batches() -> None:

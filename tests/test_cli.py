@@ -212,8 +212,9 @@ def test_verify_names_the_device_that_stands_for_the_target(
 
 
 def test_targets_say_what_they_decide() -> None:
-    text = " ".join(run("targets").stdout.replace("│", " ").split())
-    assert "arm" in text and "x86" in text and "in 16 bits without VNNI" in text
+    result = run("targets")
+    assert result.exit_code == 0
+    assert {"arm", "x86", "VNNI:", "qemu"} <= set(result.stdout.split())
 
 
 def test_what_is_no_container_is_refused(build: Any, tmp_path: Path) -> None:
@@ -299,8 +300,8 @@ GOOD = np.zeros((40, 1, 8, 8), np.float32)
         ({"image": np.zeros((40, 3, 8, 8), np.float32)}, "image has shape [40, 3, 8, 8]; the model takes [any, 1, 8, 8], samples first"),
         ({"image": np.zeros((40, 64), np.float32)}, "image has shape [40, 64]; the model takes [any, 1, 8, 8], samples first"),
         ({"image": GOOD.astype(np.float64)}, "image is float64; the model takes float32. Convert with .astype('float32')"),
-        ({"image": np.where(np.arange(40).reshape(-1, 1, 1, 1) == 37, np.nan, GOOD).astype(np.float32)}, "batch 1, input 0 holds NaN"),
-        ({"image": np.full((40, 1, 8, 8), np.inf, np.float32)}, "batch 0, input 0 holds NaN or infinity"),
+        ({"image": np.where(np.arange(40).reshape(-1, 1, 1, 1) == 37, np.nan, GOOD).astype(np.float32)}, "batch 1, input image holds NaN"),
+        ({"image": np.full((40, 1, 8, 8), np.inf, np.float32)}, "batch 0, input image holds NaN or infinity"),
         ({"image": GOOD[:0]}, "holds 0 samples"),
         ({"images": GOOD}, "holds arrays ['images']; the model's inputs are ['image']. Save with np.savez(path, image=...)"),
         ({"image": GOOD, "label": GOOD}, "holds arrays ['image', 'label']; the model's inputs are ['image']"),
@@ -319,12 +320,12 @@ def test_calibration_data_that_does_not_fit_is_refused(model: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "does not exist; give the .npz with calibration data"),
-        (lambda path: path.mkdir(), "can't be read as an .npz"),
+        (lambda path: None, "cannot read {path}: No such file or directory"),
+        (lambda path: path.mkdir(), "cannot read {path}: Is a directory"),
         (lambda path: path.write_bytes(b""), "can't be read as an .npz"),
         (lambda path: path.write_bytes(b"1,2,3\n"), "can't be read as an .npz"),
         (lambda path: path.write_bytes(b"PK\3\4" + bytes(50)), "can't be read as an .npz"),
-        (lambda path: np.save(path.open("wb"), GOOD), "is a single array; calibration data is an .npz"),
+        (lambda path: np.save(path.open("wb"), GOOD), "is a single array; batches are an .npz"),
     ],
     ids=["missing", "directory", "empty", "text", "damaged", "npy"],
 )
@@ -332,8 +333,8 @@ def test_calibration_data_of_another_kind_is_refused(model: Any, tmp_path: Path,
     path = tmp_path / "data.npz"
     make(path)
     line = refusal(run("export", model.path, "--calibrate", path))
-    assert f"{path} " in line
-    assert message in line
+    assert str(path) in line
+    assert message.format(path=path) in line
 
 
 def test_a_model_with_convolutions_and_no_calibration_is_told_what_to_do(model: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qn_deploy.compression.targets import Target, targets
 from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
+from qn_deploy.graph.sites import operator_name
 from qn_deploy.graph.walk import Walk
 from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
@@ -153,7 +154,8 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
         for target in stage:
             walk.replace(target.weight.node, work.code(target, curvature, moments.lookups))
             if curvature is None and moments.lookups is None:
-                work.left.setdefault(target.name, "compressed without error feedback, which its operator has none of")
+                reason = f"compressed without error feedback: {operator_name(reader)} tells nothing of what meets it"
+                work.left.setdefault(target.name, reason)
     [last] = program.exported.graph.find_nodes(op="output")
     walk.until(last)
     return ranges.found()

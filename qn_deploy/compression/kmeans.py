@@ -64,21 +64,41 @@ def kmeans(
     Raises:
         CompressionError: the blocks or the weights hold NaN or infinity, or a weight is negative.
     """
+    if (distinct := _distinct(blocks, k)) is not None:
+        return distinct
+    centroids = _trained(blocks, k, _mass(weights), effort or Effort(), seed, _chosen(backend, blocks))
+    return used(centroids, nearest(blocks, centroids, weights, backend))
+
+
+def centroids_of(blocks: Tensor, k: int, weights: Tensor | None = None, effort: Effort | None = None, seed: int = 0) -> Tensor:
+    """The centroids of `kmeans` without the codes, which take a search of their own; a few may be the code of no block.
+
+    Raises:
+        CompressionError: as `kmeans`.
+    """
+    if (distinct := _distinct(blocks, k)) is not None:
+        return distinct[0]
+    return _trained(blocks, k, _mass(weights), effort or Effort(), seed, _chosen(None, blocks))
+
+
+def _distinct(blocks: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """The distinct blocks, if they are at most k, and the codes into them."""
     if not torch.isfinite(blocks).all():
         raise CompressionError("the weight holds NaN or infinity; find the training step that made it")
-    mass = _mass(weights)
     # Sorting all blocks is slow, so first look at enough of them to know, nearly always, that they are many.
     if torch.unique(blocks[: 2 * k], dim=0).shape[0] <= k:
         distinct, codes = torch.unique(blocks, dim=0, return_inverse=True)
         if distinct.shape[0] <= k:
             return distinct, codes
+    return None
+
+
+def _trained(blocks: Tensor, k: int, mass: Tensor | None, effort: Effort, seed: int, backend: Backend) -> Tensor:
+    """Centroids of a sample of the blocks."""
     generator = torch.Generator().manual_seed(seed)
-    effort = effort or Effort()
     size = k * min(effort.sample, max(_LEAST_SAMPLE, _LARGE_SAMPLE // k))
     sample = torch.randperm(len(blocks), generator=generator)[:size].to(blocks.device)
-    backend = _chosen(backend, blocks)
-    centroids = _lloyd(blocks[sample], None if mass is None else mass[sample], k, effort.iterations, generator, backend)
-    return used(centroids, _search(blocks, mass, backend)(centroids))
+    return _lloyd(blocks[sample], None if mass is None else mass[sample], k, effort.iterations, generator, backend)
 
 
 def nearest(blocks: Tensor, centroids: Tensor, weights: Tensor | None = None, backend: Backend | None = None) -> Tensor:

@@ -55,7 +55,8 @@ def least_loss(sample: Tensor, low: float, high: float) -> Range:
 
     Args:
         sample: float32 [n], values of an activation.
-        low, high: the least and greatest of all its values.
+        low: the least of all its values.
+        high: the greatest.
     """
     low, high = min(low, 0.0), max(high, 0.0)  # int8 has a step for zero
     sample = sample[sample != 0]  # which loses nothing

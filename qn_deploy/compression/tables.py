@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from qn_deploy.compression.kmeans import Effort, kmeans, nearest, used
+from qn_deploy.compression.kmeans import Effort, centroids_of, nearest, used
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
 from qn_deploy.weights.compressed import INT8_MAX, PQWeight, codes_dtype, to_int8
@@ -96,7 +96,7 @@ def codebooks(
     for columns in groups(blocks.shape[1], books):
         chosen = blocks[live][:, columns].flatten(0, 1)
         weights = None if importance is None else importance[live][:, columns].flatten(0, 1)
-        centroids = kmeans(chosen, size - len(zero), weights=weights, effort=effort, seed=seed)[0] if len(chosen) else blocks[:0, 0]
+        centroids = centroids_of(chosen, size - len(zero), weights, effort, seed) if len(chosen) else blocks[:0, 0]
         found.append(torch.cat([centroids, zero]))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Sequence
 from itertools import chain, count
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.fx import GraphModule, Node
 from qn_deploy.graph.operators import operator_of, weights_of
 
 _aten = torch.ops.aten
-_PARAMETRIZATION = re.compile(r"\.?parametrizations\.\w+\.original\d*$")
+_PARAMETRIZATION = re.compile(r"\.?parametrizations\.\w+\.(original\d*|\d+\..+)$")  # what it keeps, or a tensor of its own
 _GROWTH = 1 << 16  # elements that a computed constant may have beyond those that it was made from
 
 
@@ -67,7 +68,8 @@ def put_constant(root: nn.Module, name: str, value: Tensor) -> None:
 
 def owner_of(name: str) -> str:
     """The module path that a parameter's name begins with; a parametrization belongs to the module that carries it."""
-    return _PARAMETRIZATION.sub("", name) if ".original" in name else name.rpartition(".")[0]
+    owner, found = _PARAMETRIZATION.subn("", name)
+    return owner if found else name.rpartition(".")[0]
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def fold_constants(graph_module: GraphModule) -> None:
     the parameters that it was made from.
     """
     graph = graph_module.graph
-    values: dict[Node, Tensor] = {}
+    values: dict[Node, Tensor | Sequence[Tensor]] = {}  # several where a parameter is split into parts
     sources: dict[Node, tuple[str, ...]] = {}
     for node in graph.nodes:
         if node.op == "get_attr" and (value := constant(graph_module, node)) is not None:
@@ -87,14 +89,16 @@ def fold_constants(graph_module: GraphModule) -> None:
             result = _computed(node, values)
             read = dict.fromkeys(name for source in node.all_input_nodes for name in sources[source])
             held = sum(operator.attrgetter(name)(graph_module).numel() for name in read)
-            if result is not None and result.numel() <= held + _GROWTH:
+            if result is not None and sum(part.numel() for part in _parts(result)) <= held + _GROWTH:
                 values[node], sources[node] = result, tuple(read)
     new = []
-    for node in [node for node in values if node.op == "call_function" and any(user not in values for user in node.users)]:
+    for node, whole in values.items():
+        if node.op != "call_function" or not isinstance(whole, Tensor) or all(user in values for user in node.users):
+            continue
         name = _name(node, sources[node])
         with graph.inserting_before(node):
             folded = graph.create_node("get_attr", name)  # stored below, when it is known which names are free
-        folded.meta["val"] = values[node].clone()
+        folded.meta["val"] = whole.clone()
         new.append(folded)
         node.replace_all_uses_with(folded)
     for node in reversed([*values]):
@@ -106,12 +110,16 @@ def fold_constants(graph_module: GraphModule) -> None:
         taken.add(node.target)
 
 
-def _computed(node: Node, values: dict[Node, Tensor]) -> Tensor | None:
+def _computed(node: Node, values: dict[Node, Tensor | Sequence[Tensor]]) -> Tensor | Sequence[Tensor] | None:
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return None
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     result = node.target(*args, **kwargs)  # type: ignore[operator]
-    return result if isinstance(result, Tensor) else None
+    return result if all(isinstance(part, Tensor) for part in _parts(result)) else None
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
 
 
 def _name(node: Node, sources: tuple[str, ...]) -> str:

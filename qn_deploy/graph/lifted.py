@@ -25,7 +25,7 @@ def constants(exported: ExportedProgram) -> dict[Node, Constant]:
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     held = {**exported.constants, **exported.state_dict}
     return {
-        node: Constant(name, held[name].detach())
+        node: Constant(name, held[name])
         for node in exported.graph.nodes
         if node.op == "placeholder" and (name := names.get(node.name)) is not None
     }
@@ -49,6 +49,11 @@ def unlifted(exported: ExportedProgram, hidden: Sequence[str] = ()) -> GraphModu
     return GraphModule(held, held.graph)  # without the hooks of `held`, which check the sizes
 
 
+def like(old: Tensor, value: Tensor) -> Tensor:
+    """The value as a parameter, if the old one is; torch takes other kernels, and rounds otherwise, where a gradient is wanted."""
+    return nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+
+
 def with_constants(exported: ExportedProgram, values: Mapping[str, Tensor]) -> ExportedProgram:
     """A program of the same graph with other values of some of its tensors; the rest is shared with it.
 
@@ -60,7 +65,7 @@ def with_constants(exported: ExportedProgram, values: Mapping[str, Tensor]) -> E
     held = dict(exported.constants)
     for name, value in values.items():
         if name in state:
-            state[name] = nn.Parameter(value, requires_grad=False) if isinstance(state[name], nn.Parameter) else value
+            state[name] = like(state[name], value)
         else:
             held[name] = value
     other = copy.copy(exported)  # the graph is shared: a copy of it would rename inputs that are called as a builtin is, "input"

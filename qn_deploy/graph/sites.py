@@ -44,7 +44,7 @@ class Weight:
 
 def operator_name(node: Node) -> str:
     """The name of a node's operator, without namespace and overload: "conv2d"."""
-    return getattr(node.target, "overloadpacket", node.target).__name__
+    return str(getattr(node.target, "overloadpacket", node.target).__name__)  # type: ignore[union-attr]
 
 
 def weights(exported: ExportedProgram) -> list[Weight]:
@@ -56,5 +56,5 @@ def weights(exported: ExportedProgram) -> list[Weight]:
         readers = tuple(user for user in users if node in weights_of(user))
         if readers:
             others = tuple(user for user in users if user not in readers or user.all_input_nodes.count(node) > 1)
-            found.append(Weight(name, node, value, readers, others))
+            found.append(Weight(name, node, value.detach(), readers, others))
     return sorted(found, key=lambda weight: order[weight.readers[0]])

@@ -7,6 +7,7 @@ later stretch of the walk is kept by a `Spool`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from qn_deploy.graph.lifted import constants
+from qn_deploy.graph.lifted import constants, like
 from qn_deploy.graph.spool import Spool
 
 See = Callable[[Node, Any], None]
@@ -61,7 +62,8 @@ class Walk:
 
     def replace(self, node: Node, value: Tensor) -> None:
         """From here on the compressed model reads another value of a constant."""
-        self._fixed[node] = (value, self._fixed[node][THEIRS])
+        theirs = self._fixed[node][THEIRS]
+        self._fixed[node] = (like(theirs, value), theirs)
         self._replaced.add(node)
 
     def values(self, node: Node) -> Iterator[tuple[Any, Any]]:
@@ -107,7 +109,7 @@ class Walk:
                 if node.op == "placeholder":
                     here[node, side] = self._inputs[batch].pop(node)
                 else:
-                    here[node, side] = self._computed(node, lambda source, side=side: value(source, side))
+                    here[node, side] = self._computed(node, partial(value, side=side))
             self._see(node, here[node, OURS])
             if not self._is_last(node):  # a later stretch reads it
                 for side in sides:

@@ -25,7 +25,7 @@ from torch.fx import GraphModule, Node
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
 from qn_deploy.lowering.insert import insert_weights
-from qn_deploy.lowering.ranges import unlifted
+from qn_deploy.lowering.ranges import with_ranges
 from qn_deploy.lowering.rewrite import rewrite
 from qn_deploy.lowering.settle import is_quantized
 from qn_deploy.lowering.static import quantize_activations, snap_biases
@@ -123,7 +123,7 @@ def lower(program: Program, form: Form) -> Lowered:
         ExportError: a weight has a scale for each row, and QNNPACK's activations are asked for.
     """
     activations = form.activations
-    graph_module, ranges = unlifted(program)  # a copy: the program is not touched
+    graph_module, ranges = with_ranges(program)  # a copy: the program is not touched
     if activations is Activations.QNNPACK:
         _check_scales(program)
     rewrite(graph_module)

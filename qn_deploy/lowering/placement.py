@@ -83,9 +83,9 @@ def joined_clamp(node: Node) -> Node | None:
 def is_global_mean(node: Node) -> bool:
     """True for the mean over height and width in the form that both runtimes compute in int8."""
     source: Any = node.args[0] if node.args else None
-    if node.target is not _aten.adaptive_avg_pool2d.default or list(node.args[1]) != [1, 1]:  # type: ignore[call-overload]
-        return False
-    return source.meta["val"].ndim == 4  # type: ignore[no-any-return]
+    size: Any = node.args[1] if len(node.args) > 1 else ()
+    is_global = node.target is _aten.adaptive_avg_pool2d.default and list(size) == [1, 1]
+    return is_global and source.meta["val"].ndim == 4
 
 
 def is_float(node: Any) -> bool:
@@ -139,11 +139,13 @@ def _pads_zeros(node: Node) -> bool:
     options = dict(enumerate(node.args))
     mode = options.get(2, "constant") if node.target is _aten.pad.default else "constant"
     value = node.kwargs.get("value", options.get(3 if node.target is _aten.pad.default else 2))
-    return mode == "constant" and not value
+    return bool(mode == "constant" and not value)
 
 
 def _always(node: Node) -> bool:
     """True for what is worth computing in int8 whatever reads the result."""
+    if node.op == "placeholder" or operands(node)[0].op == "placeholder":
+        return node.target in LAYERS
     return node.target in LAYERS or kind_of(node) in (Kind.MEAN, Kind.POOL) or node.target in _PADS
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import InputError
+from qn_deploy.graph.operators import Kind, kind_of
 from qn_deploy.program.program import Program, Range
 
 STEPS = 255  # from -128 to 127
@@ -26,19 +27,14 @@ def union(one: Range, other: Range) -> Range:
     return min(one[0], other[0]), max(one[1], other[1])
 
 
-def unlifted(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
+def with_ranges(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
     """The program's graph as a module of its own, and the ranges of its values; torch renames nodes on the way there."""
     graph_module = program.exported.module(check_guards=False)
     inputs, nodes = set(program.inputs), program.exported.graph.nodes
     before = [node for node in nodes if node.op == "call_function" or node.name in inputs]
     after = [node for node in graph_module.graph.nodes if node.op in ("call_function", "placeholder")]
-    known: dict[Node, Range] = {}
-    for old, new in zip(before, after, strict=True):
-        if old.name in program.ranges:
-            known[new] = program.ranges[old.name]
-        elif kind_of(new) is Kind.SHAPE and new.args[0] in known:
-            known[new] = known[new.args[0]]  # type: ignore[index]  # what only moves values is not calibrated
-    return graph_module, known  # type: ignore[return-value]
+    known = {new: program.ranges[old.name] for old, new in zip(before, after, strict=True) if old.name in program.ranges}
+    return graph_module, known
 
 
 class Ranges:
@@ -53,11 +49,13 @@ class Ranges:
         self._unions: dict[Node, Range] = {}
 
     def __getitem__(self, node: Node) -> Range:
-        """A value's own range.
+        """A value's own range; what an operator only moves has the range of its input, and is not calibrated.
 
         Raises:
             InputError: it has none, or an infinite one.
         """
+        while node not in self._known and kind_of(node) is Kind.SHAPE:
+            node = node.args[0]  # type: ignore[assignment]
         if node not in self._known:
             raise InputError(
                 f"{node.name} has no range for static int8 activations; calibrate the program again with qn_deploy.calibrate(program, "

@@ -35,7 +35,7 @@ def rewrite(graph_module: GraphModule) -> None:
             _name_clamp(node)
         elif node.target is _aten.embedding_bag.padding_idx:
             _look_up_bags(graph_module, node)
-        elif node.target in _PADS and min(node.args[1]) < 0:
+        elif node.target in _PADS and any(isinstance(amount, int) and amount < 0 for amount in node.args[1]):
             _slice(graph_module, node)
         elif node.target is _aten.scaled_dot_product_attention.default:
             write_out_attention(graph_module, node)
@@ -67,7 +67,7 @@ def _name_clamp(clamp: Any) -> None:
 def _look_up_bags(graph_module: GraphModule, bag: Any) -> None:
     """Bags of one length, as nn.EmbeddingBag makes of a matrix of indices; others stay."""
     weight, flat, offsets, _, mode, _, sample_weights, last, padding = (*bag.args, False, 0, False, None, False, None)[:9]
-    readers = list(bag.users)
+    readers = [reader for reader in bag.users if reader.users]
     if flat.target not in (_aten.reshape.default, _aten.view.default) or any(reader.args[1] != 0 for reader in readers):
         return
     ids = flat.args[0]
@@ -75,9 +75,12 @@ def _look_up_bags(graph_module: GraphModule, bag: Any) -> None:
         return
     if not _are_rows(graph_module, offsets, ids.meta["val"].shape):
         return
+    for reader in list(bag.users):
+        if reader in readers:
+            reader.target, reader.args = _BAGS[mode], (bag, [1])
+        else:
+            graph_module.graph.erase_node(reader)
     bag.target, bag.args = _aten.embedding.default, (weight, ids)
-    for reader in readers:
-        reader.target, reader.args = _BAGS[mode], (bag, [1])
 
 
 def _are_rows(graph_module: GraphModule, offsets: Node, shape: torch.Size) -> bool:
@@ -86,11 +89,13 @@ def _are_rows(graph_module: GraphModule, offsets: Node, shape: torch.Size) -> bo
     if offsets.op == "get_attr":
         found = operator.attrgetter(str(offsets.target))(graph_module)
         return isinstance(rows, int) and torch.equal(found, torch.arange(rows) * length)
-    return offsets.target is _aten.arange.start_step and offsets.args[0] == 0 and offsets.args[2] == length
+    return bool(offsets.target is _aten.arange.start_step and offsets.args[0] == 0 and offsets.args[2] == length)
 
 
 def _slice(graph_module: GraphModule, pad: Any) -> None:
     amounts, x = list(pad.args[1]), pad.args[0]
+    if not all(isinstance(amount, int) for amount in amounts):
+        return
     ndim = x.meta["val"].ndim
     with graph_module.graph.inserting_before(pad):
         for index in range(0, len(amounts), 2):

@@ -9,6 +9,7 @@ needs it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def is_quantized(value: Any) -> bool:
     return getattr(value, "target", None) is _DEQUANTIZE
 
 
-def range_behind(node: Node, joined: tuple[Any, ...] = RELUS) -> tuple[float, int] | None:
+def range_behind(node: Node, joined: Collection[Any] = RELUS) -> tuple[float, int] | None:
     """Scale and zero point that quantize all that reads a node, or the activation of `joined` behind it; None if there is no such range."""
     users = list(node.users)
     if len(users) == 1 and users[0].target in joined:

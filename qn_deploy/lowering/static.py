@@ -71,7 +71,8 @@ def _grids(graph_module: GraphModule, placement: Placement, ranges: Ranges, weig
             sums = scales[ranges.root(node.args[0])] * weights[node.args[1].target].scale.max().item()
             raise_to(joined_clamp(node) or node, sums * _LEAST_OUTPUT)
     values = {value for sources in placement.reads.values() for value in sources} | placement.values
-    return {value: (scale := scales[ranges.root(value)], zero_of(ranges.shared(value), scale)) for value in values}  # type: ignore[misc]
+    roots = {value: ranges.root(value) for value in sorted(values)}  # in the graph's order, so that the same program gives the same bytes
+    return {value: (scales[root], zero_of(ranges.shared(root), scales[root])) for value, root in roots.items()}
 
 
 def _least_input(graph_module: GraphModule, layer: Node, weight: CompressedWeight) -> float:

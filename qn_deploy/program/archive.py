@@ -31,6 +31,7 @@ from qn_deploy.program.container import pack, unpack
 from qn_deploy.program.graph_json import dump_graph, load_graph
 from qn_deploy.program.members import Members, read_json, read_members
 from qn_deploy.program.program import Batch, Golden, Program
+from qn_deploy.program.shapes import check_shapes
 from qn_deploy.recipe import Recipe
 from qn_deploy.recipe.methods import code_bits
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
@@ -117,6 +118,7 @@ def program_from_members(zipped: Members) -> Program:
         notes=tuple(manifest["notes"]),
     )
     _check_names(program)
+    check_shapes(program.exported, golden.inputs)
     return program
 
 

@@ -18,6 +18,7 @@ from qn_deploy.program.program import Batch, Program
 BATCH = 32  # samples run at once, where the program's batch is dynamic
 MAX_VALUE = 1e30  # beyond it the steps of int8 leave float32's range
 MAX_BYTES = 2 << 30  # of the arrays in a file, also where it is compressed
+NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
 
 
 NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
@@ -109,7 +110,8 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise InputError(f"{path} is a single array; batches are an .npz with one array for each input")
         with archive:
-            size = sum(entry.file_size for entry in archive.zip.infolist())  # type: ignore[union-attr]
+            entries = archive.zip.infolist() if archive.zip else []
+            size = sum(entry.file_size for entry in entries)
             if size > MAX_BYTES:
                 raise InputError(f"{path} holds {size:,} bytes of arrays; expected at most {MAX_BYTES:,}")
             arrays = {name: archive[name] for name in archive.files}

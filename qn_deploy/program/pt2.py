@@ -30,6 +30,7 @@ from qn_deploy.program.program import Batch, Golden, Program
 from qn_deploy.program.pt2_graph import Captured, captured_from
 from qn_deploy.program.pt2_tensors import read_tensors
 from qn_deploy.program.settled import settled
+from qn_deploy.program.shapes import check_shapes
 from qn_deploy.program.signature import apart
 
 SEED = 0
@@ -56,6 +57,7 @@ def program_from_pt2(members: Members, example_inputs: Batch | dict[str, Tensor]
     """
     captured, exported = read_exported(members)
     inputs = made_inputs(exported)
+    check_shapes(exported, inputs)
     with torch.no_grad():
         program = Program(settled(exported, inputs), Golden(inputs, ()), ())
         golden_inputs = inputs if example_inputs is None else as_batch(program, example_inputs, "example_inputs")

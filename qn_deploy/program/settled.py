@@ -45,7 +45,7 @@ def settled(
     """
     with torch.no_grad():
         functional = exported.run_decompositions({})
-        _check_unchanged(functional)
+        _check_unchanged(functional, rename)
         unlifted = functional.module(check_guards=False)
         assert isinstance(unlifted, GraphModule)
         graph_module = _renamed(unlifted, rename)
@@ -59,10 +59,10 @@ def settled(
         return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
 
 
-def _check_unchanged(functional: ExportedProgram) -> None:
+def _check_unchanged(functional: ExportedProgram, rename: Callable[[str], str]) -> None:
     """Refuses a model that keeps something from one run for the next, or writes into its inputs: no exported file could."""
     signature = functional.graph_signature
-    changed = [*signature.buffers_to_mutate.values(), *(f"input {name}" for name in signature.user_inputs_to_mutate.values())]
+    changed = [*map(rename, signature.buffers_to_mutate.values()), *(f"input {name}" for name in signature.user_inputs_to_mutate.values())]
     if changed:
         raise ExportError(
             f"the model's forward changes {', '.join(changed)} in place; a program is the same in each run and keeps its inputs. "

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from qn_deploy.compression import IntWeight, PQWeight, compress
+from qn_deploy.compression import CompressConfig, IntWeight, PQWeight, calibrate, compress
 from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.program.capture import capture
+from qn_deploy.program.program import Program
 from qn_deploy.recipe import Float, Int8, Recipe, Rule, Table
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -45,13 +48,42 @@ class Language(nn.Module):
         return out
 
 
+class Attends(nn.Module):
+    """Three layers that read one value, and one that reads what they gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.last = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.softmax(self.query(x) @ self.key(x).mT, -1) @ self.value(x)
+        out: Tensor = self.last(mixed)
+        return out
+
+
 def a_net() -> Net:
     torch.manual_seed(0)
     return Net()
 
 
+def a_program() -> Program:
+    return capture(a_net(), (IMAGES,))
+
+
+def run(program: Program, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = program.exported.module(check_guards=False)(x)[0]
+    return found
+
+
+def the_same(first: Program, second: Program) -> bool:
+    pairs = [(first.weights[name], second.weights[name]) for name in first.weights]
+    equal = all(torch.equal(a.int8(), b.int8()) and torch.equal(a.scale, b.scale) for a, b in pairs)
+    return equal and list(first.weights) == list(second.weights) and first.ranges == second.ranges
+
+
 def test_the_recipe_decides_and_what_is_left_says_why() -> None:
-    result = compress(a_net(), RECIPE, (IMAGES,))
+    result = compress(a_program(), RECIPE)
     kinds = {name: type(weight) for name, weight in result.weights.items()}
     assert kinds == {"conv.weight": PQWeight, "body.weight": PQWeight, "small.weight": IntWeight, "odd.weight": IntWeight}
     assert result.left == {
@@ -61,136 +93,201 @@ def test_the_recipe_decides_and_what_is_left_says_why() -> None:
     assert result.recipe is RECIPE
 
 
-def test_the_users_model_is_not_changed() -> None:
+def test_the_users_model_and_program_are_not_changed() -> None:
     model = a_net().train()
     before = copy.deepcopy(model.state_dict())
-    result = compress(model, RECIPE, (IMAGES,))
-    assert model.training and type(model.conv) is nn.Conv2d and isinstance(model.norm, nn.BatchNorm2d)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not result.model.training and not result.reference.training
-    assert torch.equal(result.reference(IMAGES), copy.deepcopy(model).eval()(IMAGES))
+    program = capture(model, (IMAGES,))
+    expected = run(program, IMAGES)
+    result = compress(program, RECIPE, [(IMAGES,)])
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(run(program, IMAGES), expected) and not program.weights and not program.ranges
+    assert result.golden is program.golden and not torch.equal(run(result, IMAGES), expected)
+
+
+def test_a_module_is_captured_with_the_first_batch() -> None:
+    result = compress(a_net(), RECIPE, [(IMAGES,), (IMAGES[:2],)])
+    assert torch.equal(result.golden.inputs[0], IMAGES)
+    assert the_same(result, compress(a_program(), RECIPE, [(IMAGES,), (IMAGES[:2],)]))
+    with pytest.raises(InputError, match="a module is captured with its first batch, and there is none"):
+        compress(a_net(), RECIPE)
 
 
 def test_batchnorm_ends_in_the_scale_and_leaves_the_codes_alone() -> None:
     model = a_net().eval()
-    plain = compress(model, RECIPE, (IMAGES,)).weights["conv.weight"]
+    plain = compress(capture(model, (IMAGES,)), RECIPE).weights["conv.weight"]
     nn.init.uniform_(model.norm.weight, 0.5, 2.0)
-    folded = compress(model, RECIPE, (IMAGES,)).weights["conv.weight"]
+    folded = compress(capture(model, (IMAGES,)), RECIPE).weights["conv.weight"]
     factor = model.norm.weight.detach()
     assert torch.equal(plain.int8(), folded.int8())
     torch.testing.assert_close(folded.scale, plain.scale * factor)
 
 
-def test_baked_is_a_plain_model_of_the_same_numbers() -> None:
-    result = compress(a_net(), RECIPE, (IMAGES,))
-    baked = result.baked()
-    assert not any(parametrize.is_parametrized(module) for module in baked.modules())
-    assert torch.equal(baked(IMAGES), result.model(IMAGES))
-    assert list(result.weights)  # baking a copy leaves the result whole
+def test_the_program_holds_the_dequantized_values() -> None:
+    program = a_program()
+    result = compress(program, RECIPE, [(IMAGES,)])
+    for name, weight in result.weights.items():
+        assert torch.equal(result.exported.state_dict[name], weight.dequantize())
+    for name in program.exported.state_dict.keys() - result.weights.keys():
+        assert result.exported.state_dict[name] is program.exported.state_dict[name]
 
 
-def test_same_seed_same_weights() -> None:
-    first, second = (compress(a_net(), RECIPE, (IMAGES,), seed=3).weights["body.weight"] for _ in range(2))
-    assert torch.equal(first.int8(), second.int8()) and torch.equal(first.scale, second.scale)
+@pytest.mark.parametrize("batches", [None, [(IMAGES,)]])
+def test_same_seed_same_weights(batches: list[tuple[Tensor, ...]] | None) -> None:
+    config = CompressConfig(seed=3)
+    first, second, other = (compress(a_program(), RECIPE, batches, each) for each in (config, config, CompressConfig(seed=4)))
+    assert the_same(first, second) and not the_same(first, other)
 
 
-def test_a_tied_weight_has_one_table_and_two_names() -> None:
+def test_spooled_values_and_more_threads_give_the_same_bytes() -> None:
+    batches = [(IMAGES,), (IMAGES[1:] * 2,)]
+    usual = compress(a_program(), RECIPE, batches)
+    assert the_same(usual, compress(a_program(), RECIPE, batches, CompressConfig(memory=0)))
+    torch.set_num_threads(2)
+    try:
+        assert the_same(usual, compress(a_program(), RECIPE, batches))
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_tied_weight_has_one_table() -> None:
     torch.manual_seed(0)
-    tokens = torch.arange(10)
-    result = compress(Language(), Recipe((Rule(Table(4, 16)),)), (tokens,))
-    weights = result.weights
-    assert list(weights) == ["embed.weight", "out.weight"]
-    assert weights["embed.weight"] is weights["out.weight"]
-    assert weights["embed.weight"].scale.shape == (1,)  # four bytes a row would cost as much as the codes
-    assert torch.equal(result.baked()(tokens), result.model(tokens))
+    tokens = torch.randint(64, (4, 9))
+    for batches in (None, [(tokens,)]):
+        result = compress(capture(Language(), (tokens,)), Recipe((Rule(Table(4, 16)),)), batches)
+        [(name, weight)] = result.weights.items()
+        assert name in ("embed.weight", "out.weight") and result.left == {}
+        assert weight.scale.shape == (1,)  # four bytes a row would cost as much as the codes
 
 
-def test_a_weight_tied_with_a_module_that_can_hold_no_table_stays_float() -> None:
-    model = a_net()
-    model.register_module("copy", nn.ParameterList([model.body.weight]))
-    result = compress(model, Recipe((Rule(Int8()),)), (IMAGES,))
-    assert "body.weight" not in result.weights
-    assert result.left == {"body.weight": "float: tied with copy.0, which is no weight of a module that can be compressed"}
+def test_a_tied_weight_is_calibrated_for_all_readers() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(64, (64, 9))
+    model = Language().eval()
+    with torch.no_grad():
+        model.embed.weight.mul_(torch.linspace(0.1, 2, 16))
+    program, recipe = capture(model, (tokens,)), Recipe((Rule(Table(4, 8)),))
+
+    def lost(result: Program) -> float:
+        return float((run(result, tokens) - run(program, tokens)).square().mean())
+
+    assert lost(compress(program, recipe, [(tokens,)])) < 0.9 * lost(compress(program, recipe))
 
 
-def test_a_calibration_batch_that_is_no_tuple_is_refused() -> None:
-    with pytest.raises(InputError, match=r"a batch is a Tensor; give tuples of input tensors"):
-        compress(a_net(), RECIPE, (IMAGES,), calibration=[IMAGES])  # type: ignore[list-item]
+def test_a_weight_that_another_operator_reads_too_stays_float() -> None:
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x) + self.layer.weight * x.sum()
+            return out
+
+    result = compress(capture(Squared(), (torch.ones(8, 8),), dynamic_shapes=()), Recipe((Rule(Int8()),)))
+    assert result.weights == {}
+    assert result.left == {"layer.weight": "float: mul reads it too, which knows no compressed weights"}
 
 
-def test_noise_must_be_removed_first() -> None:
-    model = a_net()
-    parametrize.register_parametrization(model.body, "weight", nn.Identity())
-    with pytest.raises(CompressionError, match=r"body\.weight still carries a parametrization.*qn_deploy\.noise\.remove"):
-        compress(model, RECIPE, (IMAGES,))
+def test_large_weights_that_stay_float_are_told() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer, self.other = nn.Parameter(torch.randn(16, 32)), nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.other(self.layer(x + self.table))
+            return out
+
+    recipe = Recipe((Rule(Float(), name="layer.*"),))
+    result = compress(capture(Positions(), (torch.randn(2, 16, 32),)), recipe)
+    assert {name: reason for name, reason in result.left.items() if not name.endswith("bias")} == {
+        "table": "float: add reads it, which knows no compressed weights",
+        "layer.weight": "float: as the recipe says",
+        "other.weight": "float: no rule of the recipe matches it",
+    }
 
 
 def test_what_is_compressed_is_not_compressed_again() -> None:
-    result = compress(a_net(), RECIPE, (IMAGES,))
-    with pytest.raises(CompressionError, match=r"conv\.weight still carries a parametrization"):
-        compress(result.model, RECIPE, (IMAGES,))
+    result = compress(a_program(), RECIPE)
+    with pytest.raises(CompressionError, match=r"compressed already, conv\.weight for one"):
+        compress(result, RECIPE)
 
 
+@pytest.mark.parametrize("batches", [None, [(IMAGES,)]])
 @pytest.mark.parametrize("method", [Table(4, 16), Int8()])
-def test_nan_names_the_layer(method: Table | Int8) -> None:
+def test_nan_names_the_layer(method: Table | Int8, batches: list[tuple[Tensor, ...]] | None) -> None:
     model = a_net()
     with torch.no_grad():
         model.body.weight[0, 0] = float("nan")
+    program = replace(a_program(), exported=capture(model, (IMAGES,)).exported)
     with pytest.raises(CompressionError, match=r"body\.weight: the weight holds NaN or infinity"):
-        compress(model, Recipe((Rule(method, module="Linear"),)), (IMAGES,))
-
-
-def test_half_precision_names_the_layer_and_the_way_out() -> None:
-    with pytest.raises(CompressionError, match=r"weight: a Linear weight of torch.bfloat16 .* call model\.float\(\)"):
-        compress(nn.Linear(8, 8).bfloat16(), Recipe((Rule(Int8()),)), (torch.ones(1, 8, dtype=torch.bfloat16),))
+        compress(program, Recipe((Rule(method, module="Linear"),)), batches)
 
 
 def test_calibration_inputs_halve_what_is_lost() -> None:
     model = a_net().eval()
     inputs = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + torch.linspace(-2, 2, 8)
     seen, unseen = inputs[:64], inputs[64:]
-    plain = compress(model, RECIPE, (IMAGES,))
-    found = compress(model, RECIPE, (IMAGES,), calibration=[(batch,) for batch in seen.split(32)])
+    program = capture(model, (IMAGES,))
+    plain = compress(program, RECIPE)
+    found = compress(program, RECIPE, [(batch,) for batch in seen.split(32)])
 
-    def lost(result: nn.Module) -> float:
-        with torch.no_grad():
-            return float((result(unseen) - model(unseen)).square().mean())
+    def lost(result: Program) -> float:
+        return float((run(result, unseen) - run(program, unseen)).square().mean())
 
     assert {name: type(weight) for name, weight in found.weights.items()} == {name: type(weight) for name, weight in plain.weights.items()}
     assert sum(weight.nbytes for weight in found.weights.values()) <= sum(weight.nbytes for weight in plain.weights.values())
     assert found.left == plain.left
-    assert lost(found.model) < 0.5 * lost(plain.model)
+    assert lost(found) < 0.5 * lost(plain)
 
 
-def test_weights_that_no_input_reached_are_told() -> None:
-    class Attends(nn.Module):
+def test_layers_that_read_one_value_make_up_for_nothing_but_what_was_before() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 16, 32)
+    program = capture(Attends(), (x,))
+    order: list[str] = []
+    recipe = Recipe((Rule(Table(4, 16)),))
+    together = compress(program, recipe, [(x,)], progress=lambda at: order.extend(at.names))
+    assert order == ["query.weight", "key.weight", "value.weight", "last.weight"] and together.left == {}
+    alone = compress(program, Recipe((Rule(Table(4, 16), name="value.*"),)), [(x,)])
+    assert torch.equal(alone.weights["value.weight"].int8(), together.weights["value.weight"].int8())
+
+
+def test_weights_without_moments_are_told() -> None:
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+
+    class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
-            self.last = nn.Linear(32, 32)
+            self.lstm, self.last = nn.LSTM(32, 32, batch_first=True), nn.Linear(32, 32)
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.last(self.attention(x, x, x, need_weights=False)[0])
+            out: Tensor = self.last(self.lstm(x)[0])
             return out
 
-    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-    result = compress(Attends(), Recipe((Rule(Table(4, 4)),)), (x,), calibration=[(x,)])
-    unseen = ["attention.in_proj_weight", "attention.out_proj.weight"]  # torch hands them on, and calls no module
-    assert list(result.weights) == [*unseen, "last.weight"]
-    assert result.left == dict.fromkeys(unseen, "no calibration input reached it: compressed without error feedback")
+    result = compress(capture(Recurrent(), (x,)), Recipe((Rule(Table(4, 4)),)), [(x,)])
+    assert list(result.weights) == ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "last.weight"]
+    reason = "compressed without error feedback: lstm tells nothing of what meets it"
+    assert result.left == {"lstm.weight_ih_l0": reason, "lstm.weight_hh_l0": reason}
 
 
-def test_a_tied_weight_is_calibrated_for_both_readers() -> None:
-    torch.manual_seed(0)
-    tokens = torch.randint(64, (4, 9))
-    result = compress(Language(), Recipe((Rule(Table(4, 16)),)), (tokens,), calibration=[(tokens,)])
-    assert result.left == {} and set(result.weights) == {"embed.weight", "out.weight"}
-    assert torch.equal(result.model.embed.weight, result.model.out.weight)
+def test_the_ranges_are_those_of_the_compressed_program() -> None:
+    batches = [(IMAGES,), (IMAGES[:3] * 3,)]
+    result = compress(a_program(), RECIPE, batches)
+    assert result.ranges == calibrate(result, batches).ranges
+    assert result.ranges.keys() >= {"x", "conv2d", "relu", "mean"}
+    assert compress(a_program(), RECIPE).ranges == {}
 
 
 def test_progress_names_each_weight() -> None:
     seen: list[tuple[tuple[str, ...], float]] = []
-    compress(a_net(), RECIPE, (IMAGES,), calibration=[(IMAGES,)], progress=lambda at: seen.append((at.names, at.share)))
+    compress(a_program(), RECIPE, [(IMAGES,)], progress=lambda at: seen.append((at.names, at.share)))
     assert seen == [
         ((f"{name}.weight",), share) for name, share in zip(("conv", "body", "small", "odd"), (0.25, 0.5, 0.75, 1.0), strict=True)
     ]
+
+
+def test_what_was_done_is_in_the_provenance() -> None:
+    result = compress(a_program(), RECIPE, config=CompressConfig(seed=7, rounds=2))
+    [stage] = result.provenance
+    assert stage["stage"] == "compress" and CompressConfig(**json.loads(json.dumps(stage["config"]))) == CompressConfig(seed=7, rounds=2)

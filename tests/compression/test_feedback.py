@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qn_deploy.compression import IntWeight, PQWeight
-from qn_deploy.compression.feedback import Feedback, assign, integers_with_feedback, refit, table_with_feedback
+from qn_deploy.compression.feedback import Curvature, Feedback, assign, integers_with_feedback, refit, table_with_feedback
 from qn_deploy.compression.moments import Moments
 from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.errors import CompressionError, InputError
@@ -25,8 +25,8 @@ def inputs(n: int, groups: int = 1, seed: int = 0) -> Tensor:
     return random(groups, 4 * n, n, seed=seed) @ (random(groups, n, n, seed=seed + 1) / 2 + 1)
 
 
-def moments(x: Tensor, y: Tensor | None = None) -> Moments:
-    return Moments(x.mT @ x, (x if y is None else y).mT @ x)
+def seen(x: Tensor, y: Tensor | None = None, config: Feedback = PLAIN) -> Curvature:
+    return Curvature.of(Moments(x.mT @ x, (x if y is None else y).mT @ x), config)
 
 
 def lost(weight: Tensor, found: PQWeight | IntWeight, x: Tensor) -> float:
@@ -47,6 +47,14 @@ def test_what_one_weight_loses_the_next_makes_up_for() -> None:
     together = torch.tensor([[[1.0, 0.99], [0.99, 1.0]]])
     assert assign(rows, factor(together), grid).tolist() == [[1, 2], [1, 0]]
     assert assign(rows, factor(torch.eye(2)[None]), grid).tolist() == [[1, 1], [1, 1]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 9))
+def test_the_factor_is_that_of_the_inverse(groups: int, n: int, seed: int) -> None:
+    known = seen(inputs(n, groups, seed))
+    torch.testing.assert_close(known.upper.mT @ known.upper @ known.gram, torch.eye(n).expand(groups, n, n), rtol=1e-3, atol=1e-3)
+    assert torch.equal(known.upper, known.upper.triu()) and bool((known.upper.diagonal(dim1=1, dim2=2) > 0).all())
 
 
 @settings(max_examples=15, deadline=None)
@@ -77,8 +85,8 @@ def test_codes_are_those_of_one_block_after_the_other(groups: int, out: int, col
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_inputs_that_do_not_go_together_leave_plain_rounding(method: Int8 | Int4, per_channel: bool) -> None:
     weight = random(6, 5, 3, 3)
-    apart = Moments(torch.eye(45)[None], torch.eye(45)[None])
-    found, plain = integers_with_feedback(weight, method, apart, PLAIN, per_channel), IntWeight.from_float(weight, per_channel, method)
+    apart = seen(torch.eye(45)[None])
+    found, plain = integers_with_feedback(weight, method, apart, per_channel), IntWeight.from_float(weight, per_channel, method)
     assert torch.equal(found.values, plain.values) and torch.equal(found.scale, plain.scale) and found.bits == method.bits
 
 
@@ -88,14 +96,14 @@ def test_a_table_of_the_same_size_loses_less(shape: tuple[int, ...], groups: int
     weight, method = random(*shape), Table(2 if shape[1:] == (32,) else 3, 8, codebooks=2)
     x = inputs(weight[0].numel(), groups)
     plain = table_from_weight(weight, method, per_channel=per_channel)
-    found = table_with_feedback(weight, method, moments(x), PLAIN, per_channel=per_channel)
+    found = table_with_feedback(weight, method, seen(x), per_channel=per_channel)
     assert found.nbytes <= plain.nbytes and found.shape == shape and found.scale.shape == plain.scale.shape
     assert lost(weight, found, x) < 0.5 * lost(weight, plain, x)
 
 
 def test_int4_loses_less() -> None:
     weight, x = random(16, 32), inputs(32)
-    found = integers_with_feedback(weight, Int4(), moments(x), PLAIN)
+    found = integers_with_feedback(weight, Int4(), seen(x))
     assert lost(weight, found, x) < 0.5 * lost(weight, IntWeight.from_float(weight, method=Int4()), x)
 
 
@@ -128,7 +136,7 @@ def test_centroids_of_zeros_stay_and_so_do_rows_of_zeros() -> None:
     assert found.tolist() == [[[0.0, 0.0], [3.0, 3.0]]]
     weight, x = random(8, 16), inputs(16)
     weight[2] = 0
-    table = table_with_feedback(weight, Table(2, 4), moments(x), Feedback())
+    table = table_with_feedback(weight, Table(2, 4), seen(x))
     assert not table.int8()[2].any() and table.int8()[1].any()
 
 
@@ -139,7 +147,7 @@ def test_a_layer_makes_up_for_what_happened_to_its_inputs() -> None:
 
     def gap(correction: float) -> float:
         config = Feedback(correction=correction, damping=1e-4, correction_damping=1e-6)
-        found = integers_with_feedback(weight, Int8(), moments(x, y), config).dequantize()
+        found = integers_with_feedback(weight, Int8(), seen(x, y, config)).dequantize()
         return float((x @ found.T - y @ weight.T).square().mean().sqrt())
 
     assert gap(1.0) < 0.1 * gap(0.0)
@@ -147,27 +155,29 @@ def test_a_layer_makes_up_for_what_happened_to_its_inputs() -> None:
 
 
 def test_inputs_that_are_always_zero_say_nothing() -> None:
-    weight, never = random(8, 6), Moments(torch.zeros(1, 6, 6), torch.zeros(1, 6, 6))
-    found = integers_with_feedback(weight, Int8(), never, Feedback())
+    weight, never = random(8, 6), seen(torch.zeros(1, 1, 6), config=Feedback())
+    found = integers_with_feedback(weight, Int8(), never)
     assert torch.equal(found.values, IntWeight.from_float(weight).values)
 
 
 def test_the_same_seed_gives_the_same_table() -> None:
-    weight, seen = random(16, 24), moments(inputs(24))
-    first, second = (table_with_feedback(weight, Table(3, 8), seen, Feedback(), seed=3) for _ in range(2))
+    weight, known = random(16, 24), seen(inputs(24))
+    first, second = (table_with_feedback(weight, Table(3, 8), known, seed=3) for _ in range(2))
     assert (
         torch.equal(first.codes, second.codes) and torch.equal(first.centroids, second.centroids) and torch.equal(first.scale, second.scale)
     )
 
 
 def test_what_is_not_finite_is_named() -> None:
-    weight, seen = random(4, 6), moments(inputs(6))
-    broken = Moments(seen.gram, torch.full((1, 6, 6), float("nan")))
-    with pytest.raises(CompressionError, match="calibration inputs hold NaN"):
-        table_with_feedback(weight, Table(2, 4), broken, Feedback())
+    weight, x = random(4, 6), inputs(6)
+    with pytest.raises(CompressionError, match="inputs hold NaN"):
+        seen(x, torch.full_like(x, float("nan")))
     weight[0, 0] = float("inf")
+    for method in (Int8(), Int4()):
+        with pytest.raises(CompressionError, match="the weight holds NaN or infinity"):
+            integers_with_feedback(weight, method, seen(x))
     with pytest.raises(CompressionError, match="the weight holds NaN or infinity"):
-        integers_with_feedback(weight, Int8(), seen, Feedback())
+        table_with_feedback(weight, Table(2, 4), seen(x))
 
 
 @pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"correction": 1.5}, {"correction_damping": -1.0}, {"rounds": 0}])

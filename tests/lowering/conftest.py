@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations
@@ -17,7 +18,7 @@ def assert_exact() -> Callable[[Program, Batch], None]:
 
     def check(program: Program, inputs: Batch) -> None:
         for exporter in find_exporters().values():
-            written = exporter.write(program, Activations.STATIC)
+            written = write_file(exporter, program, Activations.STATIC)
             assert inexact_operators(written.lowered.exported) == []
             (found,) = exporter.run(written.data, (inputs,))
             for one, other in zip(found, IntegerReference(written.lowered.exported, exporter.rules)(inputs), strict=True):

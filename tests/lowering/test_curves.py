@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.curves import are_certain, clamp_bounds, curve_steps, function_of, is_certain
 from qn_deploy.lowering.integer import inexact_operators
-from qn_deploy.lowering.lower import Activations, lower
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.lowering.rules import Grid
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.weights.compressed import IntWeight
@@ -116,5 +116,5 @@ class Ends(nn.Module):
 def test_an_activation_that_ends_in_floats_is_reported_as_inexact(make_program: MakeProgram) -> None:
     x = (torch.randn(16, 8),)
     model = Ends()
-    lowered = lower(make_program(model, x, {"layer.weight": IntWeight.from_float(model.layer.weight)}), Activations.STATIC)
+    lowered = lower(make_program(model, x, {"layer.weight": IntWeight.from_float(model.layer.weight)}), Form(Activations.STATIC))
     assert inexact_operators(lowered.exported) == ["sigmoid", "gelu"]

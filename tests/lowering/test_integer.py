@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Written, find_exporters
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
-from qn_deploy.lowering.lower import Activations, lower
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.lowering.rules import ONNXRUNTIME, XNNPACK, Rules
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.weights.compressed import IntWeight
@@ -123,7 +124,7 @@ class Scaled(nn.Module):
 
 def test_a_product_with_a_number_is_reported_as_inexact(make_program: MakeProgram) -> None:
     x = (torch.randn(4, 8),)
-    assert len(inexact_operators(lower(make_program(Scaled(), x, {}), Activations.STATIC).exported)) == 1
+    assert len(inexact_operators(lower(make_program(Scaled(), x, {}), Form(Activations.STATIC)).exported)) == 1
 
 
 class Up(nn.Module):
@@ -152,7 +153,7 @@ def test_transposed_convolutions_are_bit_identical_in_both_runtimes(make_program
 
 def test_a_transposed_convolution_of_more_than_float32_holds_is_reported_as_inexact(make_program: MakeProgram) -> None:
     model = Up(512)
-    lowered = lower(make_program(model, (torch.randn(1, 512, 4, 4),), model.weights()), Activations.STATIC)
+    lowered = lower(make_program(model, (torch.randn(1, 512, 4, 4),), model.weights()), Form(Activations.STATIC))
     assert inexact_operators(lowered.exported) == ["conv_transpose2d", "conv_transpose2d_1"]
 
 
@@ -179,7 +180,7 @@ def test_a_mean_is_bit_identical_in_both_runtimes(make_program: MakeProgram, zer
     program = make_program(Mean(), x, {"identity.weight": IntWeight.from_float(torch.eye(32)[:, :, None, None])})
     found = {}
     for name, exporter in find_exporters().items():
-        written = exporter.write(program, Activations.STATIC)
+        written = write_file(exporter, program, Activations.STATIC)
         exported = written.lowered.exported
         mean = next(node for node in exported.graph.nodes if node.target is torch.ops.aten.adaptive_avg_pool2d.default)
         assert mean.args[0].args[2] == zero, "the calibrated range is not the one that this test is about"
@@ -192,6 +193,6 @@ def test_weights_of_one_layer_only_leave_the_float_layer_float(make_program: Mak
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
     x = (torch.randn(4, 8),)
     program = make_program(model, x, {"1.weight": IntWeight.from_float(model.get_parameter("1.weight"))})
-    exported = lower(program, Activations.STATIC).exported
+    exported = lower(program, Form(Activations.STATIC)).exported
     step = float([node for node in exported.graph.nodes if node.target is Q.dequantize_per_tensor.default][-1].args[1])
     assert ((IntegerReference(exported, ONNXRUNTIME)(x)[0] - exported.module()(*x)[0]) / step).abs().max() < 1.5

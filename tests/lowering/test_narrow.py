@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from qn_deploy.exporters.to_onnx import EXPORTER
+from qn_deploy.exporting.export import write_file
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.lowering.narrow import narrow
 from qn_deploy.program.program import Program
@@ -45,7 +46,7 @@ def test_weights_that_are_narrow_already_stay(make_program: MakeProgram, random_
 
 def test_a_narrow_file_needs_no_session_option_and_agrees_with_its_simulation(make_program: MakeProgram, random_table: RandomTable) -> None:
     program = make_program(nn.Sequential(nn.Linear(32, 48)), X, {"0.weight": random_table((48, 32), 4)})
-    written = EXPORTER.write(narrow(program, 64), Activations.STATIC)
+    written = write_file(EXPORTER, narrow(program, 64), Activations.STATIC)
     assert written.facts == {"opset": "21"}
     step = next(node for node in written.lowered.exported.graph.nodes if node.op == "output").args[0][0].args[1]
     (found,), (expected,) = EXPORTER.run(written.data, (X,))[0], written.lowered.simulate(X)

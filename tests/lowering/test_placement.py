@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from qn_deploy.errors import InputError
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
-from qn_deploy.lowering.lower import Activations, lower
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.lowering.settle import is_quantized
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.verification.numerics import compare
@@ -32,7 +33,7 @@ def int8(model: nn.Module) -> dict[str, IntWeight]:
 
 def reads_int8(program: Program, target: object) -> list[bool]:
     """For each call of an operator, whether all values that it computes with are int8."""
-    nodes = [node for node in lower(program, Activations.STATIC).exported.graph.nodes if node.target is target]
+    nodes = [node for node in lower(program, Form(Activations.STATIC)).exported.graph.nodes if node.target is target]
     return [all(is_quantized(source) for source in sources(node)) for node in nodes]
 
 
@@ -44,7 +45,7 @@ def sources(node: Node) -> list[Node]:
 def steps(program: Program, target: object) -> set[tuple[object, ...]]:
     """Scale and zero point of all that an operator reads and gives."""
     found = set()
-    for node in lower(program, Activations.STATIC).exported.graph.nodes:
+    for node in lower(program, Form(Activations.STATIC)).exported.graph.nodes:
         if node.target is target:
             found |= {source.args[1:3] for source in sources(node)} | {user.args[1:3] for user in node.users}
     return found
@@ -67,7 +68,7 @@ def test_a_sum_is_int8_only_where_something_reads_it_so(make_program: MakeProgra
     model = Streams()
     program = make_program(model, (torch.randn(8, 16),), int8(model))
     assert reads_int8(program, aten.add.Tensor) == [True, True]  # both terms of the last are int8 already, and stay what they are
-    quantized = [{user.target for user in node.users} for node in lower(program, Activations.STATIC).exported.graph.nodes]
+    quantized = [{user.target for user in node.users} for node in lower(program, Form(Activations.STATIC)).exported.graph.nodes]
     assert {aten.layer_norm.default} in quantized  # but its result is a float
 
 
@@ -87,7 +88,7 @@ def test_parts_of_very_different_ranges_that_are_returned_stay_apart(make_progra
     model, image = Head(), torch.randn(4, 3, 8, 8)
     program = make_program(model, (image,), int8(model))
     assert reads_int8(program, aten.cat.default) == [False]
-    (found,), (expected,) = lower(program, Activations.STATIC).simulate((image,)), program.golden.outputs
+    (found,), (expected,) = lower(program, Form(Activations.STATIC)).simulate((image,)), program.golden.outputs
     for part in (slice(0, 4), slice(4, 12)):
         assert compare(found[:, part], expected[:, part]).sqnr_db > 30
 
@@ -114,10 +115,10 @@ def test_parts_that_an_int8_layer_reads_have_its_range(
     program = make_program(model, x, int8(model))
     assert reads_int8(program, aten.cat.default) == [True]
     assert len(steps(program, aten.cat.default)) == ranges
-    small = next(node for node in lower(program, Activations.STATIC).exported.graph.nodes if node.target is aten.conv2d.default)
+    small = next(node for node in lower(program, Form(Activations.STATIC)).exported.graph.nodes if node.target is aten.conv2d.default)
     grids = {user.args[1:3] for user in small.users}
     assert (grids == steps(program, aten.cat.default)) == (loudness == 1.0)  # else it keeps its own, which the other layer reads
-    lowered = lower(program, Activations.STATIC)
+    lowered = lower(program, Form(Activations.STATIC))
     assert all(compare(one, other).sqnr_db > 30 for one, other in zip(lowered.simulate(x), program.golden.outputs, strict=True))
     if not inexact_operators(lowered.exported):
         assert_exact(program, x)
@@ -165,7 +166,7 @@ def test_scales_go_as_small_as_they_must(make_program: MakeProgram, assert_exact
     torch.manual_seed(0)
     model, x = Small(loudness), (torch.randn(8, 64),)
     program = make_program(model, x, int8(model))
-    assert compare(lower(program, Activations.STATIC).simulate(x)[0], program.golden.outputs[0]).sqnr_db > 30
+    assert compare(lower(program, Form(Activations.STATIC)).simulate(x)[0], program.golden.outputs[0]).sqnr_db > 30
     assert_exact(program, x)
 
 
@@ -173,7 +174,7 @@ def test_a_signal_that_has_vanished_leaves_the_bias(make_program: MakeProgram, a
     torch.manual_seed(0)
     model, x = nn.Linear(32, 32), (1e-42 * torch.randn(4, 16, 32),)
     program = make_program(model, x, int8(model))
-    assert compare(lower(program, Activations.STATIC).simulate(x)[0], program.golden.outputs[0]).sqnr_db > 30
+    assert compare(lower(program, Form(Activations.STATIC)).simulate(x)[0], program.golden.outputs[0]).sqnr_db > 30
     assert_exact(program, x)
 
 
@@ -190,7 +191,7 @@ class Indexed(nn.Module):
 
 def test_integers_stay_integers(make_program: MakeProgram) -> None:
     model, x = Indexed(), (torch.randn(4, 5, 8),)
-    lowered = lower(make_program(model, x, {"layer.weight": IntWeight.from_float(model.layer.weight)}), Activations.STATIC)
+    lowered = lower(make_program(model, x, {"layer.weight": IntWeight.from_float(model.layer.weight)}), Form(Activations.STATIC))
     assert all("int64" not in str(name) for name in inexact_operators(lowered.exported))
     torch.testing.assert_close(lowered.simulate(x)[0], model(*x), atol=0.05, rtol=0)
 
@@ -209,7 +210,7 @@ class Tail(nn.Module):
 def test_a_layer_that_the_recipe_left_float_is_not_exact(make_program: MakeProgram) -> None:
     model, image = Tail(), (torch.randn(4, 3, 8, 8),)
     program = make_program(model, image, {"body.weight": IntWeight.from_float(model.body.weight)})
-    assert inexact_operators(lower(program, Activations.STATIC).exported) == ["linear"]
+    assert inexact_operators(lower(program, Form(Activations.STATIC)).exported) == ["linear"]
 
 
 class Padded(nn.Module):
@@ -243,7 +244,7 @@ class Calls(nn.Module):
 def test_ranges_are_found_by_the_program_s_names(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     model, image = Calls(), (torch.randn(4, 3, 8, 8),)
     program = make_program(model, image, int8(model))
-    assert compare(lower(program, Activations.STATIC).simulate(image)[0], program.golden.outputs[0]).sqnr_db > 30
+    assert compare(lower(program, Form(Activations.STATIC)).simulate(image)[0], program.golden.outputs[0]).sqnr_db > 30
 
 
 def test_a_value_without_a_range_is_named_with_the_way_out(make_program: MakeProgram) -> None:
@@ -251,7 +252,7 @@ def test_a_value_without_a_range_is_named_with_the_way_out(make_program: MakePro
     program = make_program(model, image, int8(model))
     ranges = {name: bounds for name, bounds in program.ranges.items() if name != "relu"}
     with pytest.raises(InputError, match=r"^relu has no range for static int8 activations; calibrate the program again with qn_"):
-        lower(replace(program, ranges=ranges), Activations.STATIC)
+        lower(replace(program, ranges=ranges), Form(Activations.STATIC))
 
 
 class Volumes(nn.Module):
@@ -268,9 +269,9 @@ class Volumes(nn.Module):
 def test_a_convolution_in_three_dimensions_has_an_int8_weight_and_float_activations(make_program: MakeProgram) -> None:
     model, x = Volumes(), (torch.randn(2, 1, 5, 6, 7),)
     program = make_program(model, x, int8(model))
-    lowered = lower(program, Activations.STATIC)
+    lowered = lower(program, Form(Activations.STATIC))
     assert set(lowered.weights) == {"first.weight_int8", "last.weight_int8"}
-    assert set(lower(program, Activations.STATIC, baked=True).weights) == {"first.weight", "last.weight_int8"}
+    assert set(lower(program, Form(Activations.STATIC, baked=True)).weights) == {"first.weight", "last.weight_int8"}
     exporter = find_exporters()["onnx"]
-    (found,) = exporter.run(exporter.write(program, Activations.STATIC).data, (x,))
+    (found,) = exporter.run(write_file(exporter, program, Activations.STATIC).data, (x,))
     assert compare(found[0], IntegerReference(lowered.exported, exporter.rules)(x)[0]).sqnr_db > 40

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from qn_deploy.compression import compress
 from qn_deploy.errors import ExportError
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.integer import IntegerReference
-from qn_deploy.lowering.lower import Activations, lower
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
 from qn_deploy.weights.compressed import IntWeight, PQWeight
@@ -32,7 +33,7 @@ def engine() -> Iterator[None]:
 
 def grids(program: Program) -> list[tuple[float, int]]:
     """(scale, zero point as uint8) of the input and of the output of a layer."""
-    nodes = [node for node in lower(program, Activations.QNNPACK).exported.graph.nodes if node.target is dequantize]
+    nodes = [node for node in lower(program, Form(Activations.QNNPACK)).exported.graph.nodes if node.target is dequantize]
     return [(node.args[1], node.args[2] + 128) for node in nodes if node.args[3] == -128]
 
 
@@ -63,7 +64,7 @@ def test_both_runtimes_are_within_a_step_of_qnnpack(make_program: MakeProgram, r
     expected = on_qnnpack(program, layer, table, x)
     step = grids(program)[1][0]
     for exporter in find_exporters().values():
-        written = exporter.write(program, Activations.QNNPACK)
+        written = write_file(exporter, program, Activations.QNNPACK)
         (found,) = exporter.run(written.data, ((x,),))[0]
         assert torch.equal(found, IntegerReference(written.lowered.exported, exporter.rules)((x,))[0])
         assert ((found - expected) / step).abs().max() < 1.001
@@ -82,4 +83,4 @@ def test_a_recipe_per_tensor_gives_each_weight_one_scale() -> None:
 def test_a_scale_for_each_row_is_refused_by_name(make_program: MakeProgram, random_table: RandomTable) -> None:
     program = make_program(nn.Sequential(nn.Linear(16, 8)), (torch.randn(4, 16),), {"0.weight": random_table((8, 16), 4)})
     with pytest.raises(ExportError, match=r"one scale for each weight; 0\.weight and 0 others have one for each row\. Compress by"):
-        lower(program, Activations.QNNPACK)
+        lower(program, Form(Activations.QNNPACK))

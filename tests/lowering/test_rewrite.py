@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
-from qn_deploy.lowering.lower import Activations, lower
+from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.program.program import Program
 from qn_deploy.verification.numerics import compare
 from qn_deploy.weights.compressed import PQWeight
@@ -21,13 +22,13 @@ RandomTable = Callable[..., PQWeight]
 
 
 def targets(program: Program) -> list[object]:
-    return [node.target for node in lower(program, Activations.NONE).exported.graph.nodes if node.op == "call_function"]
+    return [node.target for node in lower(program, Form(Activations.NONE)).exported.graph.nodes if node.op == "call_function"]
 
 
 def check_runtimes(program: Program) -> None:
     """Both runtimes give what the model gave."""
     for exporter in find_exporters().values():
-        (found,) = exporter.run(exporter.write(program, Activations.NONE).data, (program.golden.inputs,))
+        (found,) = exporter.run(write_file(exporter, program, Activations.NONE).data, (program.golden.inputs,))
         for one, other in zip(found, program.golden.outputs, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
@@ -78,7 +79,7 @@ def test_bags_of_one_length_are_looked_up_in_their_table(make_program: MakeProgr
     table, ids = random_table((20, 8), block=4, per_row=False), torch.tensor([[0, 19, 3], [7, 7, 1]])
     program = make_program(Bags(mode), (ids,), {"bag.weight": table})
     assert aten.embedding_bag.padding_idx not in targets(program)
-    assert not lower(program, Activations.NONE).weights  # nothing holds the whole weight
+    assert not lower(program, Form(Activations.NONE)).weights  # nothing holds the whole weight
     check_runtimes(program)
 
 
@@ -90,7 +91,7 @@ class Uneven(Bags):
 def test_other_bags_have_a_float_constant(make_program: MakeProgram, random_table: RandomTable) -> None:
     table, ids = random_table((20, 8), block=4, per_row=False), torch.tensor([0, 19, 3, 7, 7, 1])
     program = make_program(Uneven("sum"), (ids,), {"bag.weight": table})
-    lowered = lower(program, Activations.NONE, baked=True)
+    lowered = lower(program, Form(Activations.NONE, baked=True))
     assert set(lowered.weights) == {"bag.weight"}
     torch.testing.assert_close(lowered.simulate((ids,)), program.golden.outputs)
 
@@ -116,5 +117,5 @@ def test_the_other_forms_give_the_same_values(make_program: MakeProgram) -> None
     found = targets(program)
     assert [found.count(each) for each in (aten.hardtanh.default, aten.relu.default, aten.adaptive_avg_pool2d.default)] == [1, 1, 2]
     assert not {aten.mean.dim} & set(found)
-    for one, other in zip(lower(program, Activations.NONE).simulate(program.golden.inputs), program.golden.outputs, strict=True):
+    for one, other in zip(lower(program, Form(Activations.NONE)).simulate(program.golden.inputs), program.golden.outputs, strict=True):
         assert compare(one, other).sqnr_db > 100

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.lowering.rules import ALL, Grid
@@ -113,5 +114,7 @@ def test_runtimes_are_bit_identical_on_residual_networks(make_program: Callable[
         x = (torch.randn(16, 8, 16, 16),)
         weights = {name: IntWeight.from_float(model.get_parameter(name)) for name in ("one.weight", "two.weight")}
         program = make_program(model, x, weights)
-        one, other = (exporter.run(exporter.write(program, Activations.STATIC).data, (x,))[0][0] for exporter in find_exporters().values())
+        one, other = (
+            exporter.run(write_file(exporter, program, Activations.STATIC).data, (x,))[0][0] for exporter in find_exporters().values()
+        )
         assert torch.equal(one, other)

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy import load, noise, save
-from qn_deploy.compression import Compressed, compress
+from qn_deploy.compression import compress
 from qn_deploy.errors import InputError
+from qn_deploy.graph.lifted import unlifted
+from qn_deploy.graph.sites import weights
 from qn_deploy.noise.layerdrop import attach_layer_drop
 from qn_deploy.noise.prune import prune_every_other
 from qn_deploy.noise.sharing import share_chunks
+from qn_deploy.program.capture import capture
+from qn_deploy.program.program import Program
 from qn_deploy.recipe import Recipe, Rule, Table
 
 torch.set_num_threads(1)
@@ -71,24 +75,26 @@ def test_a_shared_parameter_gets_the_gradients_of_all_its_layers() -> None:
 
 
 @pytest.fixture(scope="module")
-def compressed() -> Compressed:
+def compressed() -> Program:
     """Four layers that share two by two."""
     model = Net()
     share_chunks(model, "layers")
-    return compress(model.eval(), RECIPE, INPUTS)
+    return compress(capture(model, INPUTS), RECIPE)
 
 
-def test_compression_makes_one_table_for_a_chunk(compressed: Compressed) -> None:
-    weights = compressed.weights
-    assert [len({id(weights[f"layers.{index}.{leaf}.weight"]) for index in range(4)}) for leaf in ("up", "down")] == [2, 2]
-    assert weights["layers.0.up.weight"] is weights["layers.1.up.weight"]
+def test_compression_makes_one_table_for_a_chunk(compressed: Program) -> None:
+    readers = {weight.name: len(weight.readers) for weight in weights(compressed.exported)}
+    assert {name: count for name, count in readers.items() if "up" in name} == {"layers.0.up.weight": 2, "layers.2.up.weight": 2}
+    down = ("layers.0.down.weight", "layers.0.down.weight_1", "layers.2.down.weight", "layers.2.down.weight_1")
+    assert {name: count for name, count in readers.items() if "down" in name} == dict.fromkeys(down, 1)  # each meets a norm of its own
+    assert set(compressed.weights) == set(readers)
 
 
-def test_the_file_stores_the_table_of_a_chunk_once(compressed: Compressed, tmp_path: Path) -> None:
-    save(compressed, tmp_path / "model.pt", example_inputs=INPUTS)
+def test_the_file_stores_the_table_of_a_chunk_once(compressed: Program, tmp_path: Path) -> None:
+    save(compressed, tmp_path / "model.pt")
     program = load(tmp_path / "model.pt")
-    assert len(program.weights) == 8 and len({id(weight) for weight in program.weights.values()}) == 4
-    torch.testing.assert_close(program.exported.module()(*INPUTS), compressed.baked()(*INPUTS))
+    assert list(program.weights) == list(compressed.weights)
+    torch.testing.assert_close(unlifted(program.exported)(*INPUTS), unlifted(compressed.exported)(*INPUTS))
 
 
 def test_sharing_goes_with_noise_layer_drop_and_pruning() -> None:

@@ -78,7 +78,7 @@ def conv_program() -> Program:
     model = ConvNet().eval()
     weights: dict[str, CompressedWeight] = {
         "conv.weight": random_table(model.conv.weight, d=9),
-        "tied.weight": IntWeight.from_float(model.tied.weight),
+        "first.weight": IntWeight.from_float(model.first.weight),
     }
     batch = Dim("batch", min=2, max=32)
     inputs = (torch.randn(4, 3, 6, 6), torch.rand(4, 8))
@@ -87,7 +87,7 @@ def conv_program() -> Program:
         "ranges": {"conv2d": (-0.1, 3.3), "gelu": (-0.17, 1e-3), "gain": (0.0, 1.0)},
         "recipe": conv_net(16),
         "left": {"unused.weight": "no input reaches it"},
-        "classes": {"conv.weight": ("Conv2d", "_ConvNd"), "tied.weight": ("Linear",)},
+        "classes": {"conv.weight": ("Conv2d", "_ConvNd"), "first.weight": ("Linear",)},
         "provenance": ({"stage": "compress", "config": {"seed": 0, "tolerance": 0.1, "names": ["a"], "teacher": None}},),
         "notes": ("The cache is left out.",),
     }

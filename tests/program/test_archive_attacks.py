@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def planted_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("plant", [plant_expression, plant_guard, plant_tree])
 def test_planted_code_runs_without_the_allow_list(good: bytes, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Graph], None]) -> None:
     """The attacks below are real ones: torch alone runs them."""
-    monkeypatch.setattr(graph_json, "check_graph", lambda graph: None)
+    monkeypatch.setattr(graph_json, "check_graph", lambda graph, allowed: None)
     os.environ.pop(PLANTED, None)
     with suppress(Exception):  # whatever torch says, it says it too late
         loaded = program_from_bytes(forge_graph(good, plant))
@@ -176,6 +176,18 @@ def test_foreign_operator_is_refused(good: bytes, tmp_path: Path) -> None:
     [
         "torch.ops.aten.save.default",  # writes a file
         "torch.ops.aten.from_file.default",  # reads or makes one
+        "torch.ops.aten.max_pool2d_with_indices_backward.default",  # these end the process, given sizes or indices that don't fit
+        "torch.ops.aten.adaptive_max_pool2d_backward.default",
+        "torch.ops.aten.segment_reduce.default",
+        "torch.ops.aten._native_batch_norm_legit_no_training.default",
+        "torch.ops.aten._fft_c2r.default",
+        "torch.ops.aten._unsafe_index.Tensor",
+        "torch.ops.aten.relu_.default",  # settled graphs have none in place
+        "torch.ops.aten.add.out",
+        "torch.ops.aten.rand.default",
+        "torch.ops.aten.dropout.default",
+        "torch.ops.higher_order.wrap_with_set_grad_enabled",
+        "torch.ops.quantized_decomposed.dequantize_per_tensor.default",
         "torch.ops.aten.linear.__class__",
         "torch.ops.aten.__dict__.clear",
         "torch.ops.aten.linear.default.__init__",
@@ -207,6 +219,53 @@ def test_arguments_outside_the_list_are_refused(small: bytes, change: str) -> No
     graph["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = {change: "torch.load"}
     with pytest.raises(InputError, match=f"the graph holds '{change}'"):
         check_graph(graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "words"),
+    [
+        ("weight", {"as_int": 4}, None),  # torch makes a tensor of it
+        ("weight", {"as_string": "x"}, "expected as_tensor or "),
+        ("weight", {"as_tensors": []}, "expected as_tensor or "),
+        ("padding_idx", {"as_float": 1.0}, "expected as_int or as_sym_int"),
+        ("scale_grad_by_freq", {"as_int": 1}, "expected as_bool or as_sym_bool"),
+        ("memory_format", {"as_int": 4}, "expected none of that name"),
+        ("indices", {"as_int": 4, "as_bool": True}, "is refused"),
+        ("indices", {"as_int": 2**63}, "expected a number of 64 bits"),
+    ],
+)
+def test_arguments_are_of_the_kinds_that_operators_take(small: bytes, name: str, argument: dict[str, Any], words: str | None) -> None:
+    graph = json.loads(opened(small)[1]["graph.json"])
+    (node,) = (node for node in graph["graph_module"]["graph"]["nodes"] if "embedding" in node["target"])
+    node["inputs"] = [entry for entry in node["inputs"] if entry["name"] != name] + [{"name": name, "arg": argument, "kind": 1}]
+    with pytest.raises(InputError, match=words) if words else nullcontext():
+        check_graph(graph)
+
+
+def test_an_argument_that_is_missing_or_stands_twice_is_refused(small: bytes) -> None:
+    for change in (lambda inputs: inputs[:1], lambda inputs: [*inputs, inputs[0]]):
+        graph = json.loads(opened(small)[1]["graph.json"])
+        node = graph["graph_module"]["graph"]["nodes"][0]
+        node["inputs"] = change(node["inputs"])
+        with pytest.raises(InputError, match="expected each of"):
+            check_graph(graph)
+
+
+def test_giants_are_refused(small: bytes, tmp_path: Path) -> None:
+    graph = json.loads(opened(small)[1]["graph.json"])
+    graph["graph_module"]["graph"]["tensor_values"]["tokens"]["sizes"] = [{"as_int": 1 << 20}, {"as_int": 1 << 20}]
+    with pytest.raises(InputError, match="tokens has the sizes"):
+        check_graph(graph)
+    graph = json.loads(opened(small)[1]["graph.json"])
+    graph["graph_module"]["graph"]["nodes"] *= 15_000
+    with pytest.raises(InputError, match=r"the graph has .* nodes; a program has at most 20,000"):
+        check_graph(graph)
+
+    def ask_for_more(graph: Graph) -> None:
+        node = graph["graph_module"]["graph"]["nodes"][0]
+        node["target"], node["inputs"] = "torch.ops.aten.arange.default", [{"name": "end", "arg": {"as_int": 10**13}, "kind": 1}]
+
+    check_refused(tmp_path, forge_graph(small, ask_for_more), "has the sizes [10000000000000]; a program's values have at most")
 
 
 def test_an_input_that_is_no_tensor_is_refused(small: bytes) -> None:

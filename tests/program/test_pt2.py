@@ -163,7 +163,7 @@ def test_names_come_from_the_archive(archives: dict[str, bytes]) -> None:
     program = program_from_pt2(read_members(archives["image"]))
     assert (program.inputs, program.outputs) == (("image", "gain"), ("scores", "features"))
     assert program.classes["conv.weight"] == ("Conv2d", "_ConvNd", "Image")
-    assert program.classes["tied.weight"] == ("Linear", "Image") and "first.weight" not in program.classes
+    assert program.classes["first.weight"] == ("Linear", "Image") and "tied.weight" not in program.classes
     assert "made up" in program.notes[0] and str(program.exported.range_constraints).endswith("64]}")
     nested = program_from_pt2(read_members(archives["nested"]))
     assert nested.inputs == ("x", "more_b")
@@ -277,6 +277,7 @@ def sizes(*numbers: int) -> list[dict[str, int]]:
     return [{"as_int": number} for number in numbers]
 
 
+NORM = {"v": "first_weight", "g": "first_bias"}
 REFUSED: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     "pickled weight": (plant_pickled_weight, "is stored as a pickle (weight_0), which is never opened"),
     "opaque constant": (plant_opaque_constant, "planted is stored as a pickle (opaque_obj_0), which is never opened"),
@@ -301,7 +302,28 @@ REFUSED: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     "operator": (first_node(target="torch.ops.aten.max_pool2d_with_indices_backward.default"), "a forward operator"),
     "torch.load": (first_node(target="torch.load"), "a forward operator"),
     "branch": (first_node(target="torch.ops.higher_order.cond"), "a forward operator"),
+    "kinds of arguments": (
+        first_node(
+            target="torch.ops.aten.clone.default",
+            inputs=[
+                {"name": "self", "arg": {"as_tensor": {"name": "image"}}, "kind": 1},
+                {"name": "memory_format", "arg": {"as_int": 4}, "kind": 2},
+            ],
+        ),
+        "expected as_memory_format or as_none",
+    ),
+    "weight_norm that reads too far": (
+        first_node(
+            target="torch.ops.aten._weight_norm.default",
+            inputs=[{"name": name, "arg": {"as_tensor": {"name": f"p_{weight}"}}, "kind": 1} for name, weight in NORM.items()],
+        ),
+        "[[8, 8], [8]], which don't fit each other",
+    ),
     "arguments": (first_node(inputs=[]), "expected each of"),
+    "giant": (
+        first_node(target="torch.ops.aten.arange.default", inputs=[{"name": "end", "arg": {"as_int": 10**13}, "kind": 1}]),
+        "has the sizes [10000000000000]; a program's values have at most",
+    ),
     "name": (first_node(name=f"x = {CALL}"), "a name of letters, digits and _"),
     "no graph": (lambda members: members.update({f"archive/{MODEL}": b"[]"}), "a graph that this torch doesn't know"),
     "no JSON": (lambda members: members.update({f"archive/{MODEL}": b"["}), "is no JSON"),

@@ -3,7 +3,7 @@ package qndeploy;
 import java.util.List;
 import java.util.Locale;
 
-/** What was found, the limit, and whether it passed: one check of the parity ladder, by the rules of qn_deploy/verify/judge.py. */
+/** What was found, the limit, and whether it passed: one check of the parity ladder, by the rules of qn_deploy/verification/judge.py. */
 public final class Verdict {
     /** How closely outputs have to agree. */
     public enum Rule {
