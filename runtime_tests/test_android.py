@@ -48,7 +48,7 @@ def tools() -> dict[str, ModuleType]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build folder of the demo, whose model reads drawn digits."""
     folder = tmp_path_factory.mktemp("demo")
-    done = qn_deploy("demo", "--out", folder)
+    done = qn_deploy("demo", "--out", folder, timeout=1200)
     assert done.code == 0, done.err
     return folder / "build"
 

@@ -13,6 +13,6 @@ from conftest import qn_deploy
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build folder of `qn-deploy demo`."""
     folder = tmp_path_factory.mktemp("demo")
-    done = qn_deploy("demo", "--out", folder)
+    done = qn_deploy("demo", "--out", folder, timeout=1200)
     assert done.code == 0, done.err
     return folder / "build"
