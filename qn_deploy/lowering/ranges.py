@@ -33,7 +33,7 @@ def with_ranges(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
     calls = [node.name for node in program.exported.graph.nodes if node.op == "call_function"]
     values = [*graph_module.graph.find_nodes(op="placeholder"), *(node for node in graph_module.graph.nodes if node.op == "call_function")]
     known = {node: program.ranges[name] for name, node in zip((*program.inputs, *calls), values, strict=True) if name in program.ranges}
-    return graph_module, known  # type: ignore[return-value]
+    return graph_module, known
 
 
 class Ranges:
