@@ -14,7 +14,7 @@ from qn_deploy.errors import InputError, ToolchainError
 from qn_deploy.exporting.manifest import MANIFEST
 from qn_deploy.files import read_bytes
 from qn_deploy.processes import call, last_line
-from qn_deploy.verification.report import Check
+from qn_deploy.verification.judge import Check
 
 PACKAGE = "qndeploy.demo"
 TAG, DONE = "QN_PARITY", "DONE "  # as the library's QnCheck writes its log
