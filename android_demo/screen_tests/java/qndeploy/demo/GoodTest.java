@@ -95,6 +95,7 @@ public class GoodTest {
                 screen.touch(new float[] {0, i / 30f}, new float[] {1, i / 30f});
             }
             screen.until("a full pad is unclear", () -> screen.text(R.id.read).equals("Unclear"));
+            screen.looksLike("full_pad");
         }
     }
 
