@@ -204,7 +204,7 @@ def main() -> None:
             print(f"{file}: {file.stat().st_size:,} bytes")
     except BuildError as error:
         fail(error)
-    print(f"signed with a debug key; next: qn-deploy android --install {given.out.parent}")
+    print("signed with a debug key; next: qn-deploy android build/demo/build --name digits --install APK --check")
     if not aars:
         print("the APK holds no runtime: they come with --aars FOLDER, or with Gradle (android_demo/README.md)")
 

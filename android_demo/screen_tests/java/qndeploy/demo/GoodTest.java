@@ -40,13 +40,13 @@ public class GoodTest {
 
     @Test
     public void start() throws Exception {
-        RuntimeEnvironment.setFontScale(1);
-        try (Screen screen = new Screen(PHONE, new Intent())) {
-            assertFalse(screen.activity().findViewById(R.id.check).isEnabled());
-            screen.looksLike("reading");
-            screen.untilRead();
+        try (Screen screen = open(PHONE)) {
             assertEquals("Nothing drawn", screen.text(R.id.read));
             screen.looksLike("start");
+            screen.work().models = null; // as before they are read, which is over soon
+            screen.controller().recreate();
+            assertFalse(screen.activity().findViewById(R.id.check).isEnabled());
+            screen.looksLike("reading");
         }
     }
 
@@ -55,7 +55,6 @@ public class GoodTest {
         try (Screen screen = open(PHONE)) {
             screen.press(R.id.check);
             assertFalse(screen.activity().findViewById(R.id.check).isEnabled());
-            screen.work().running = "digits, model.onnx"; // what it shows may be the next already
             screen.work().check(screen.work().models); // pressed in vain: it runs
             screen.looksLike("checking");
             screen.untilChecked();
@@ -117,7 +116,7 @@ public class GoodTest {
             String before = screen.text();
             MainActivity activity = screen.activity();
             RuntimeEnvironment.setQualifiers("w891dp-h411dp-land");
-            screen.controller().configurationChange(activity.getResources().getConfiguration());
+            screen.controller().recreate(); // as Android does when the display turns
             assertNotSame(activity, screen.activity());
             screen.until("read again", () -> screen.text(R.id.read).equals("5"));
             assertEquals(before, screen.text());

@@ -163,6 +163,9 @@ final class Screen implements AutoCloseable {
     void looksLike(String name) throws IOException {
         View page = ((ViewGroup) activity().findViewById(android.R.id.content)).getChildAt(0);
         View content = ((ViewGroup) page).getChildAt(0);
+        int exactly = View.MeasureSpec.EXACTLY; // the last change may not be laid out yet
+        page.measure(View.MeasureSpec.makeMeasureSpec(page.getWidth(), exactly), View.MeasureSpec.makeMeasureSpec(page.getHeight(), exactly));
+        page.layout(page.getLeft(), page.getTop(), page.getRight(), page.getBottom());
         Bitmap found = Bitmap.createBitmap(page.getWidth(), Math.max(page.getHeight(), content.getHeight()), Bitmap.Config.ARGB_8888);
         Canvas canvas = new Canvas(found);
         canvas.drawColor(activity().getColor(R.color.page));

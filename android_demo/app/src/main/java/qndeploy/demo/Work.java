@@ -25,7 +25,7 @@ import qndeploy.TensorData;
  * after which it calls its listener.
  */
 final class Work {
-    private static final double SURE = 0.5;
+    private static final double SURE = 0.4; // less is no answer: the bars show what is torn between what
 
     /** What one program makes of a drawing. */
     static final class Reading {
