@@ -5,7 +5,7 @@ far it came: the smallest SQNR to the float model over its outputs, bytes of bot
 
     python benchmarks/zoo.py                    all of them
     python benchmarks/zoo.py --only bert --only vit
-    python benchmarks/zoo.py --smallest 10      as .ci/run does
+    python benchmarks/zoo.py --smallest         ten that are quick
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
-from rows import Row, at_least, chosen, finish, json_option, skip
+from rows import Row, at_least, chosen, finish, json_option, seed_option, skip
 from zoo_models import MODELS
 
 TITLE = "zoo: public networks, bare, both formats"
@@ -55,7 +55,7 @@ class Outcome:
     reason: str = ""
 
 
-def travel(name: str, folder: Path) -> Outcome:
+def travel(name: str, folder: Path, seed: int) -> Outcome:
     """Takes one network through the whole road, in this process."""
     import torch
 
@@ -76,7 +76,7 @@ def travel(name: str, folder: Path) -> Outcome:
         ),
         title="zoo",
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.set_num_threads(1)
     entry, began = MODELS[name](), time.perf_counter()
     try:
@@ -98,11 +98,11 @@ def travel(name: str, folder: Path) -> Outcome:
     return Outcome(name, PASSED if report.passed else FAILED, time.perf_counter() - began, *sizes, min(sqnr, 999.0), wrong)
 
 
-def travel_apart(name: str, timeout_s: float) -> Outcome:
+def travel_apart(name: str, timeout_s: float, seed: int) -> Outcome:
     """The same in a process of its own: what crashes or takes too long is a row."""
     with tempfile.TemporaryDirectory(prefix="qn-zoo-") as folder:
         result, began = Path(folder) / "outcome.json", time.perf_counter()
-        command = [sys.executable, __file__, "--travel", name, "--folder", folder]
+        command = [sys.executable, __file__, "--travel", name, "--folder", folder, "--seed", str(seed)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired:
@@ -119,19 +119,22 @@ def travel_apart(name: str, timeout_s: float) -> Outcome:
 @click.option("--timeout", default=900.0, show_default=True, help="Seconds for each network.")
 @click.option("--travel", "alone", hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+@seed_option
 @json_option
-def main(only: tuple[str, ...], smallest: bool, timeout: float, alone: str | None, folder: Path | None, json_file: Path | None) -> None:
+def main(
+    only: tuple[str, ...], smallest: bool, timeout: float, alone: str | None, folder: Path | None, seed: int, json_file: Path | None
+) -> None:
     """Take public networks through the whole road."""
     if alone is not None:
         assert folder is not None
-        (folder / "outcome.json").write_text(json.dumps(asdict(travel(alone, folder / "build"))))
+        (folder / "outcome.json").write_text(json.dumps(asdict(travel(alone, folder / "build", seed))))
         return
     if missing := [package for package in ("transformers", "timm", "torchvision") if find_spec(package) is None]:
         sys.exit(skip(TITLE, f"{', '.join(missing)} not installed; pip install {' '.join(missing)}", json_file))
     names = only or (SMALLEST if smallest else tuple(MODELS))
     outcomes = []
     for name in names:
-        outcomes.append(travel_apart(name, timeout))
+        outcomes.append(travel_apart(name, timeout, seed))
         click.echo(f"  {name}: {outcomes[-1].verdict} ({outcomes[-1].seconds:.0f} s) {outcomes[-1].reason}", err=True)
     show(outcomes)
     passed = [outcome for outcome in outcomes if outcome.verdict == PASSED]

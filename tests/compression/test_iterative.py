@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from qn_deploy.compression import TRANSFORMER, IntWeight, IPQConfig, PQWeight, P
 from qn_deploy.compression.distill import distance
 from qn_deploy.compression.parametrizations import TableWeight
 from qn_deploy.compression.student import attach_weight, student_of
+from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import unlifted
 from qn_deploy.program.capture import capture
@@ -89,7 +89,7 @@ def test_the_result_is_what_will_be_stored() -> None:
 
 def test_the_run_is_told_in_the_provenance_and_ranges_are_taken() -> None:
     tuned = ipq(a_net(), RECIPE, batches(), QUICK)
-    assert tuned.provenance == ({"stage": "ipq", "config": asdict(QUICK)},)
+    assert tuned.provenance == ({"stage": "ipq", "config": to_dict(QUICK)},)
     assert tuned.ranges == calibrate(tuned, batches()).ranges != {}
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qn_deploy.compression import IntWeight, PQWeight, Progress, TuneConfig, calibrate, compress, tune
 from qn_deploy.compression.distill import distance
 from qn_deploy.compression.student import learnt, student_of
+from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import unlifted
 from qn_deploy.program.capture import capture
@@ -101,7 +102,7 @@ def test_the_result_is_what_will_be_stored(start: Program, teacher: Program) -> 
 
 def test_the_run_is_told_in_the_provenance_and_ranges_are_taken_anew(start: Program, teacher: Program) -> None:
     tuned = tune(start, teacher, batches(), QUICK)
-    assert tuned.provenance == (*start.provenance, {"stage": "tune", "config": asdict(QUICK)})
+    assert tuned.provenance == (*start.provenance, {"stage": "tune", "config": to_dict(QUICK)})
     assert start.ranges == {} and tuned.ranges == calibrate(tuned, batches()).ranges != {}
     assert tune(start, teacher, batches(), replace(QUICK, calibration=0)).ranges == {}
     assert tune(start, teacher, batches(), replace(QUICK, calibration=1)).ranges == calibrate(tuned, batches()[:1]).ranges

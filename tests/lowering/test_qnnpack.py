@@ -14,6 +14,7 @@ from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations, Form, lower
+from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
 from qn_deploy.weights.compressed import IntWeight, PQWeight
@@ -74,7 +75,7 @@ def test_both_runtimes_are_within_a_step_of_qnnpack(make_program: MakeProgram, r
 def test_a_recipe_per_tensor_gives_each_weight_one_scale() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     recipe = Recipe((Rule(Table(4, 16), name="0.*"), Rule(Int8())), per_tensor=True)
-    small = compress(model, recipe, (torch.randn(2, 64),))
+    small = compress(capture(model, (torch.randn(2, 64),)), recipe)
     assert [type(weight) for weight in small.weights.values()] == [PQWeight, IntWeight]
     assert all(weight.scale.numel() == 1 for weight in small.weights.values())
     assert Recipe.from_json(recipe.to_json()) == recipe

@@ -39,9 +39,10 @@ def test_the_json_in_full() -> None:
                 "name": "*",
                 "module": "Conv2d",
                 "kernel": [3, 3],
+                "operator": "*",
             },
-            {"method": {"kind": "int8", "range": None}, "name": "head.*", "module": "*", "kernel": None},
-            {"method": {"kind": "float"}, "name": "*", "module": "*", "kernel": None},
+            {"method": {"kind": "int8", "range": None}, "name": "head.*", "module": "*", "kernel": None, "operator": "*"},
+            {"method": {"kind": "float"}, "name": "*", "module": "*", "kernel": None, "operator": "*"},
         ],
     }
 

@@ -63,10 +63,10 @@ def test_batch_and_length_are_dynamic(programs: Programs, write: Write) -> None:
 def test_a_tied_weight_is_stored_once(programs: Programs, write: Write, activations: Activations) -> None:
     program, written = programs("tied"), write("tied", "onnx", activations)
     stored = initializers(written.data)
-    table = program.weights["out.weight"]
+    table = program.weights["embed.weight"]
     assert isinstance(table, PQWeight)
     assert list(stored.values()).count((64, 2)) == 1  # four codes in two bytes a row
-    assert stored["out.weight/codes"] == (64, 2)
+    assert stored["embed.weight/codes"] == (64, 2)
     x = program.golden.inputs
     found = EXPORTER.run(written.data, (x,), optimized=False)[0][0]
     torch.testing.assert_close(found, written.lowered.simulate(x)[0], rtol=1e-4, atol=1e-5)

@@ -17,6 +17,7 @@ from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
+from qn_deploy.verification.processor import adds_in_16_bits
 from qn_deploy.weights.compressed import PQWeight
 
 Programs = Callable[[str], Program]
@@ -88,7 +89,8 @@ def test_a_dynamic_layer_multiplies_integers_and_then_the_two_scales(
     (simulated,) = written.lowered.simulate(x)
     assert torch.equal(shipped, twin)
     torch.testing.assert_close(shipped, simulated, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(plain, simulated, rtol=1e-5, atol=1e-6)
+    if not adds_in_16_bits():  # else sums saturate where the optimizer is off, which alone knows x64quantprecision
+        torch.testing.assert_close(plain, simulated, rtol=1e-5, atol=1e-6)
 
 
 def test_static_layers_are_fused(write: Write, optimized: Optimized) -> None:

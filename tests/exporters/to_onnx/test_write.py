@@ -22,6 +22,7 @@ from qn_deploy.lowering.lower import Activations
 from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Recipe, Rule, Table
+from qn_deploy.targets import TARGETS
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
 
 Programs = Callable[[str], Program]
@@ -99,7 +100,7 @@ def test_the_file_tells_where_it_comes_from(make_program: MakeProgram, random_ta
     table = random_table((32, 16), 4)
     program = make_program(nn.Sequential(nn.Linear(16, 32)), (torch.randn(4, 16),), {"0.weight": table})
     recipe = Recipe((Rule(Table(4, 16)),), title="mine")
-    written = write_file(EXPORTER, replace(program, recipe=recipe), Activations.STATIC)
+    written = write_file(EXPORTER, replace(program, recipe=recipe), Activations.STATIC, target=TARGETS["x86"])
     told = {entry.key: entry.value for entry in model_of(written).metadata_props}
     assert set(told) == {"qn_deploy.version", "qn_deploy.activations", "qn_deploy.weights", "qn_deploy.recipe"}
     assert told["qn_deploy.weights"] == sha256(sha256(table.int8().numpy().tobytes()).digest()).hexdigest()
@@ -147,8 +148,8 @@ def test_onnxruntime_refuses_two_weights_that_share_a_zero_point(write: Write) -
     """The reason for the rule above: should this ever pass, the rule can go."""
     model = model_of(write("shared", "onnx", Activations.STATIC))
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[2].startswith("other.weight/zero"):
-            node.input[2] = "other.weight/zero"
+        if node.op_type == "DequantizeLinear" and node.input[2].startswith("layer.weight/zero"):
+            node.input[2] = "layer.weight/zero"
     with pytest.raises(Exception, match="Attempt to replace the existing tensor"):
         EXPORTER.run(model.SerializeToString(), ())
 
@@ -192,7 +193,7 @@ def test_activations_are_uint8(write: Write, name: str) -> None:
         ("residual", Activations.STATIC, {"stem", "first", "second", "classifier"}),
         ("words", Activations.NONE, {"up", "down", "out"}),
         ("words", Activations.DYNAMIC, {"up", "down", "out"}),
-        ("shared", Activations.STATIC, {"other", "other_2", "other_3"}),
+        ("shared", Activations.STATIC, {"layer", "layer_2", "layer_3"}),
     ],
 )
 def test_the_layers_keep_their_names(write: Write, name: str, activations: Activations, layers: set[str]) -> None:
