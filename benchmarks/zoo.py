@@ -122,7 +122,13 @@ def travel_apart(name: str, timeout_s: float, seed: int) -> Outcome:
 @seed_option
 @json_option
 def main(
-    only: tuple[str, ...], smallest: bool, timeout: float, alone: str | None, folder: Path | None, seed: int, json_file: Path | None
+    only: tuple[str, ...],
+    smallest: bool,
+    timeout: float,
+    alone: str | None,
+    folder: Path | None,
+    seed: int,
+    json_file: Path | None,
 ) -> None:
     """Take public networks through the whole road."""
     if alone is not None:
