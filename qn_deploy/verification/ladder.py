@@ -119,8 +119,8 @@ def _check_file(
     if exporter.optimizes:
         simulated = golden.simulated[entry.exporter]
         export = judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, entry, within(MAX_STEPS_EXPORT))
-        runs = not isinstance(plain, RuntimeFailure)
-        checks.append(_excused(export, entry, exact=expected.criterion is identical and runtime.passed is True) if runs else export)
+        exact = expected.criterion is identical and runtime.passed is True
+        checks.append(export if isinstance(plain, RuntimeFailure) else _excused(export, entry, exact))
     checks.append(runtime)
     if entry.inexact:
         checks.append(Check(3, f"{name}: operators without an exact rule", ", ".join(entry.inexact), "--layers MODEL judges each", None))
