@@ -244,6 +244,7 @@ def test_noise_on_resnet_is_measured(tmp_path: Path) -> None:
     assert measured["Quant-Noise, then iPQ: constants"]["met"] is True
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.device
 def test_instructions_are_counted(tmp_path: Path) -> None:
