@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow test-all test-arm check apk test-android clean
+.PHONY: demo test test-slow test-all test-arm check apk test-android test-android-native clean
 
 demo: .venv/demo
 	$(BIN)/qn-deploy demo
@@ -28,14 +28,19 @@ check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The demo app with the demo's model, without Gradle: android_demo/README.md. AARS=folder adds the runtimes' libraries.
+# The demo app with the demo's model, and the library as an AAR, without Gradle: android_demo/README.md. AARS=folder adds the runtimes.
 apk: .venv/demo
 	test -f build/demo/build/manifest.json || $(BIN)/qn-deploy demo
 	$(BIN)/qn-deploy android build/demo/build --name digits
 	$(BIN)/python android_demo/tools/apk.py $(if $(AARS),--aars $(AARS))
 
+# The app's screens, damaged files, the APK, adb; and its library on the runtimes' real Android libraries, x86-64 and emulated ARM.
 test-android: .venv/test
-	$(BIN)/python -m pytest tests/android_demo runtime_tests/test_android.py
+	$(BIN)/python -m pytest tests/android_demo
+
+test-android-native: .venv/test
+	$(BIN)/qn-deploy devices setup qemu
+	$(BIN)/python -m pytest runtime_tests/test_android.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -15,4 +15,4 @@ dependencyResolutionManagement {
 }
 
 rootProject.name = "qn-deploy-demo"
-include(":core", ":engine-ort", ":engine-executorch", ":app")
+include(":qndeploy", ":app")

@@ -1,7 +1,5 @@
 """A product with a table beside onnxruntime's own: dense int8, and MatMulNBits of 2 and 4 bits.
 
-python kernels.py [OUT.json]
-
 Each model is one dynamic layer, float32 in and out. The compressed file is the same in both worlds: with libqn_onnx_ops.so it runs on the
 table, without it on the expanded weight. Times are of the thread, not of the clock: another process that takes the core does not count.
 Pairs run in turn, A B A B; the ratio is that of the medians.
@@ -16,27 +14,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from rows import Row, at_least, at_most, chosen, finish, json_option, seed_option
 
-from qn_deploy.exporters.to_onnx.compressed import bytes_in_memory, keep_tables
+from qn_deploy.exporters.to_onnx.compressed import keep_tables
 from qn_deploy.exporters.to_onnx.library import build_library
 from qn_deploy.weights.compressed import PQWeight
 
+TITLE = "Tables that stay tables in memory, onnxruntime"
+LAYERS = ((4096, 4096), (1024, 4096))
+INT8 = "int8"
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 Call = Callable[[], object]
 
 
-def table(out: int, columns: int, d: int, size: int = 16, books: int = 1, top: int = 127, seed: int = 0) -> PQWeight:
-    """A table of random codes and centroids, of `columns` weights a row."""
+def table(out: int, columns: int, d: int, top: int = 127, seed: int = 0) -> PQWeight:
+    """A table of random codes and 16 random centroids within +-top, of `columns` weights a row."""
     rng = np.random.default_rng(seed)
-    codes = torch.from_numpy(rng.integers(0, size, (out, columns // d)).astype(np.uint8))
-    centroids = torch.from_numpy(rng.normal(0, top / 3, (books, size, d)).clip(-top, top).astype(np.int8))
+    codes = torch.from_numpy(rng.integers(0, 16, (out, columns // d)).astype(np.uint8))
+    centroids = torch.from_numpy(rng.normal(0, top / 3, (1, 16, d)).clip(-top, top).astype(np.int8))
     return PQWeight(codes, centroids, torch.full((out,), 0.01), (out, columns))
 
 
@@ -107,8 +112,8 @@ def session(data: bytes | str, library: bool = False, exact: bool = True, lut: b
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def ratio(slow: Call, fast: Call, samples: int) -> tuple[float, float, float]:
-    """(ratio of the medians, seconds of each)."""
+def ratio(slow: Call, fast: Call, samples: int) -> float:
+    """How many times faster `fast` is: the ratio of the medians, in seconds of the thread."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(samples + 2):
         for call, kept in zip((slow, fast), times, strict=True):
@@ -116,79 +121,89 @@ def ratio(slow: Call, fast: Call, samples: int) -> tuple[float, float, float]:
             call()
             kept.append(time.thread_time() - begin)
     first, second = (statistics.median(kept[2:]) for kept in times)
-    return first / second, first, second
+    return first / second
 
 
-def speed(rows: list[dict[str, object]]) -> None:
-    """One layer, rows of activations 1, 16 and 128."""
-    for out, columns in ((4096, 4096), (1024, 4096), (4096, 1024), (384, 384)):
-        for d, size, books in ((2, 16, 1), (4, 16, 1), (2, 16, 16), (8, 256, 1)):
-            weight = table(out, columns, d, size, books, 63 if d == 4 else 127) if books == 1 else table(out, columns, d, size, 1)
-            ours = session(chain([weight], kept=True), library=True)
-            others = {"int8, exact": session(chain([weight], False)), "int8, saturating": session(chain([weight], False), exact=False)}
-            if d == 2 and books == 1:
-                others |= {
-                    "2 bits": session(nbits(weight, 2)),
-                    "2 bits, LUT": session(nbits(weight, 2), lut=True),
-                    "4 bits": session(nbits(weight, 4)),
-                }
-            for count in (1, 16, 128):
-                x = {"x": np.random.default_rng(0).normal(size=(count, columns)).astype(np.float32)}
-                for name, other in others.items():
-                    found, theirs, mine = ratio(lambda: other.run(None, x), lambda: ours.run(None, x), 25 if count == 1 else 5)  # noqa: B023
-                    rows.append(
-                        {
-                            "layer": f"{out}x{columns}", "table": f"K={size} d={d}", "rows": count, "beside": name,
-                            "faster": round(found, 2), "theirs_ms": round(1e3 * theirs, 3), "ours_ms": round(1e3 * mine, 3),
-                        }
-                    )  # fmt: skip
-                    print(rows[-1], flush=True)
+def speed(seed: int) -> list[Row]:
+    """One layer on 1 and on 128 rows of activations."""
+    found = []
+    for (out, columns), (d, top, faster) in product(LAYERS, ((2, 127, 1.4), (4, 63, 2.5))):
+        weight = table(out, columns, d, top, seed)
+        ours = session(chain([weight], kept=True), library=True)
+        dense = chain([weight], kept=False)
+        others = {INT8: session(dense), "saturating int8": session(dense, exact=False)}
+        if d == 2:
+            others |= {
+                "2 bits": session(nbits(weight, 2)),
+                "2 bits, LUT": session(nbits(weight, 2), lut=True),
+                "4 bits": session(nbits(weight, 4)),
+            }
+        for (name, other), rows in product(others.items(), (1, 128)):
+            x = {"x": np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)}
+            value = ratio(partial(other.run, None, x), partial(ours.run, None, x), 41 if rows == 1 else 5)
+            title, bar = f"{out}x{columns}, d={d}, {rows} rows: {name} / table", faster if out == columns else 1.0
+            if rows > 1 and name != INT8:
+                found.append(Row(title, value, "x"))
+            else:
+                found.append(at_least(title, value, "x", (bar if "int8" in name else 1.0) if rows == 1 else 1 / 1.25))
+    return found
 
 
 _CHILD = """
-import sys, time, json, resource, numpy as np
+import ctypes, gc, json, sys, time
+import numpy as np
 from kernels import session
-import gc, ctypes
-def kb(field): return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(field))
-path, library = sys.argv[1], sys.argv[2] == '1'
-if library: from qn_deploy.exporters.to_onnx.library import build_library; build_library()
-warm = session(sys.argv[3], library); warm.run(None, {'x': np.zeros((1, 64), np.float32)})
-gc.collect(); ctypes.CDLL('libc.so.6').malloc_trim(0)
-before = kb('VmRSS')
-begin = time.thread_time(); data = open(path, 'rb').read(); read = time.thread_time() - begin; del data
-open('/proc/self/clear_refs', 'w').write('5')
+def kb(field): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+def trimmed(): gc.collect(); ctypes.CDLL("libc.so.6").malloc_trim(0); return kb("VmRSS")
+path, library, small = sys.argv[1], sys.argv[2] == "1", sys.argv[3]
+warm = session(small, library)
+warm.run(None, {"x": np.zeros((1, 64), np.float32)})
+before = trimmed()
+begin = time.thread_time(); data = open(path, "rb").read(); read = time.thread_time() - begin; del data
+trimmed(); open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
 begin = time.thread_time(); ours = session(path, library); load = time.thread_time() - begin
-ours.run(None, {'x': np.ones((1, 2048), np.float32)})
-peak = kb('VmHWM') - before
-gc.collect(); ctypes.CDLL('libc.so.6').malloc_trim(0)
-print(json.dumps({'resident': kb('VmRSS') - before, 'peak': peak, 'load_ms': 1e3 * load, 'read_ms': 1e3 * read}))
+ours.run(None, {"x": np.ones((1, 2048), np.float32)})
+peak = kb("VmHWM") - before
+print(json.dumps([1024 * (trimmed() - before), 1024 * peak, load, read]))
 """
 
 
-def memory(rows: list[dict[str, object]]) -> None:
+def memory(seed: int) -> list[Row]:
     """Twelve layers of 2048 x 2048: what a process has more after loading and running once."""
+    found = []
+    size = 12 * 2048 * 2048
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "small.onnx").write_bytes(chain([table(64, 64, 2)], kept=False))
-        for d in (2, 4):
-            weights = [table(2048, 2048, d, seed=index) for index in range(12)]  # equal ones would become one
-            for kind, kept, library in (("int8", False, False), ("function, no library", True, False), ("tables", True, True)):
-                path = folder / "model.onnx"
+        small, path = Path(name) / "small.onnx", Path(name) / "model.onnx"
+        small.write_bytes(chain([table(64, 64, 2)], kept=False))
+        for d, share in ((2, 0.35), (4, 0.22)):
+            weights = [table(2048, 2048, d, seed=seed + index) for index in range(12)]  # equal ones would become one
+            for kind, kept, library in ((INT8, False, False), ("table, no library", True, False), ("table", True, True)):
                 path.write_bytes(chain(weights, kept))
-                command = [sys.executable, "-c", _CHILD, str(path), str(int(library)), str(folder / "small.onnx")]
+                command = [sys.executable, "-c", _CHILD, str(path), str(int(library)), str(small)]
                 done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-                rows.append({"layers": "12 of 2048x2048", "d": d, "form": kind, "file": path.stat().st_size, **json.loads(done.stdout)})
-                print(rows[-1], flush=True)
-            print(f"d={d}: the kernels keep {12 * bytes_in_memory(weights[0]):,} bytes, int8 takes {12 * 2048 * 2048:,}")
+                resident, peak, load, read = json.loads(done.stdout)
+                title = f"12 x 2048x2048, d={d}, {kind}"
+                if library:
+                    found += [
+                        at_most(f"{title}: resident / int8 weights", resident / size, "x", share),
+                        at_most(f"{title}: peak of loading / int8 weights", peak / size, "x", 1.2 * share),
+                        at_most(f"{title}: time of loading / of reading", load / read, "x", 1.1),
+                    ]
+                else:
+                    found += [
+                        Row(f"{title}: resident", resident, "bytes"),
+                        Row(f"{title}: peak", peak, "bytes"),
+                        Row(f"{title}: load", 1e3 * load, "ms"),
+                    ]
+    return found
 
 
-def main() -> None:
-    """Prints each figure; writes them to a file if one is named."""
-    rows: dict[str, list[dict[str, object]]] = {"memory": [], "speed": []}
-    memory(rows["memory"])
-    speed(rows["speed"])
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(rows, indent=1))
+@click.command(help=__doc__)
+@seed_option
+@json_option
+def main(seed: int, json_file: Path | None) -> None:
+    build_library()
+    sys.exit(finish(TITLE, [*memory(seed), *speed(seed)], chosen(), json_file))
 
 
 if __name__ == "__main__":

@@ -4,28 +4,42 @@ plugins {
 
 android {
     namespace = "qndeploy.demo"
-    compileSdk = 34
+    compileSdk = 36
     defaultConfig {
         applicationId = "qndeploy.demo"
         minSdk = 24
-        targetSdk = 34
+        targetSdk = 36
         versionCode = 1
         versionName = "0.1.0"
         testInstrumentationRunner = "androidx.test.runner.AndroidJUnitRunner"
-        ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
     compileOptions {
-        sourceCompatibility = JavaVersion.VERSION_1_8
-        targetCompatibility = JavaVersion.VERSION_1_8
+        sourceCompatibility = JavaVersion.VERSION_11
+        targetCompatibility = JavaVersion.VERSION_11
     }
+    buildTypes {
+        release {
+            isMinifyEnabled = true
+            isShrinkResources = true
+            proguardFiles(getDefaultProguardFile("proguard-android-optimize.txt"))
+        }
+    }
+    splits {
+        abi {
+            isEnable = true
+            reset()
+            include("arm64-v8a", "x86_64")
+            isUniversalApk = false
+        }
+    }
+    androidResources { noCompress += listOf("onnx", "qnz", "pte", "safetensors") } // mapped where they lie in the APK
+    packaging { jniLibs { useLegacyPackaging = true } } // compressed: a smaller download
 }
 
 dependencies {
-    implementation(project(":core"))
-    implementation(project(":engine-ort"))
-    implementation(project(":engine-executorch"))
+    implementation(project(":qndeploy"))
     implementation(libs.onnxruntime.android)
-    androidTestImplementation(libs.junit)
+    implementation(libs.executorch.android)
     androidTestImplementation(libs.test.ext)
     androidTestImplementation(libs.test.runner)
 }

@@ -38,9 +38,9 @@ class Fixtures:
         manifest.touch()
         self._expected: dict[str, object] = {}
 
-    def add_model(self, name: str, build: Path, report: Report) -> list[str]:
+    def add_model(self, name: str, build: Path, report: Report, pte: bool = False) -> list[str]:
         """Bundles a build as `qn-deploy android` does, with the verdict of Python for each of its programs; their names."""
-        files = android.bundle(build, self._app, name).files
+        files = android.bundle(build, self._app, name, pte).files
         verdicts = {check.what.split(" to ")[0]: check for check in report.checks if check.rung == 3 and check.passed is not None}
         of_program = {"model.onnx": "model.onnx", shell.SHELL: "model.onnx", "model.stock.qnz": "model.pte", "model.pte": "model.pte"}
         programs = {f"{name}/{file}": verdicts[of_program[file]] for file in files if file in of_program}

@@ -14,7 +14,11 @@ from pathlib import Path
 
 TOOLS = Path(__file__).parent
 APP = TOOLS.parent
-PACKAGES = {"javac": "default-jdk-headless", "mvn": "maven", "aapt2": "aapt", "zipalign": "zipalign", "apksigner": "apksigner"}
+PACKAGES = {
+    "javac": "default-jdk-headless", "mvn": "maven", "npm": "npm", "aapt2": "aapt", "zipalign": "zipalign", "apksigner": "apksigner",
+    "gcc": "gcc", "clang++": "clang libc++-dev", "readelf": "binutils",
+}  # fmt: skip
+QUICK = "-XX:TieredStopAtLevel=1"  # for runs of seconds: the JVM's second compiler would take more time than it saves
 LINES = 40  # of what a tool said that are shown when it fails
 COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
@@ -70,6 +74,30 @@ def packages() -> Path:
             shutil.rmtree(cache, ignore_errors=True)
             shutil.copytree(fresh, cache)
     return cache
+
+
+def npm_packages() -> dict[str, Path]:
+    """The archives of npm.sha256 by the package's name, from the user's cache; npm fetches them if they are not there.
+
+    Raises:
+        BuildError: they can't be fetched, or are not those that the file pins.
+    """
+    archives = {}
+    for line in (TOOLS / "npm.sha256").read_text().splitlines():
+        digest, name = line.split()
+        archive = cache_folder() / "npm" / f"{name.replace('@', '-')}.tgz"
+        if not archive.is_file() or _sha256(archive) != digest:
+            if reason := missing(["npm"]):
+                raise BuildError(reason)
+            archive.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=archive.parent) as fresh:
+                run("npm", "pack", "--silent", "--pack-destination", fresh, name)
+                (fetched,) = Path(fresh).iterdir()
+                if _sha256(fetched) != digest:
+                    raise BuildError(f"npm gave a {name} that is not the one that npm.sha256 pins")
+                fetched.replace(archive)
+        archives[name.partition("@")[0]] = archive
+    return archives
 
 
 def cache_folder() -> Path:

@@ -55,7 +55,8 @@ struct Requantize final : Sink {
   }
 };
 
-// Dynamic activations of one scale: float(sum) * (s_x * s_w) + bias, as onnxruntime's MatMulIntegerToFloat and DynamicQuantizeMatMul do.
+// Dynamic activations of one scale: float(sum) * (s_x * s_w) + bias, as onnxruntime's MatMulIntegerToFloat and DynamicQuantizeMatMul do. On ARM
+// they round once, by a fused multiply-add.
 struct Dequantize final : Sink {
   Centred centred;
   float x_scale;
@@ -71,8 +72,13 @@ struct Dequantize final : Sink {
     for (int64_t r = 0; r < rows; ++r) {
       float* line = to.data + (r0 + r) * to.row;
       for (int64_t i = 0; i < outs; ++i) {
-        const float scaled = static_cast<float>(centred(sums[r * stride + i], o0 + i)) * (x_scale * w_scale[by_row ? o0 + i : 0]);
-        line[(o0 + i) * to.column] = bias ? scaled + bias[o0 + i] : scaled;
+        const float value = static_cast<float>(centred(sums[r * stride + i], o0 + i)), scale = x_scale * w_scale[by_row ? o0 + i : 0];
+        const float added = bias ? bias[o0 + i] : 0.0f;
+#if defined(__aarch64__)
+        line[(o0 + i) * to.column] = std::fma(value, scale, added);
+#else
+        line[(o0 + i) * to.column] = value * scale + added;
+#endif
       }
     }
   }

@@ -36,37 +36,36 @@ QN_AVX2 void build(const int8_t* x, const int16_t* const* planes, int64_t column
 
 QN_AVX2 inline __m256i table(const uint8_t* at) { return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(at))); }
 
+// Half a tile, 32 rows: sums of 64 rows would not fit the registers.
+//
 // Four codes of a row lie in 16 bits. A code is moved to the low byte, whose lookup gives a byte, zero-extended but for the high byte: that
 // looks up entry 0, which adds up to a number known beforehand, modulo 2^16.
-QN_AVX2 void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t parts, int32_t* sums) {
+QN_AVX2 void look_up_half(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t parts, int32_t* sums) {
   const __m256i code = _mm256_set1_epi16(15);
-  __m256i low[4], high[4];
-  for (int v = 0; v < 4; ++v) low[v] = high[v] = _mm256_setzero_si256();
+  __m256i low[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, high[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   uint32_t low_extra = 0, high_extra = 0;  // of the high bytes: entry 0 of each table
   for (int64_t group = 0; group < groups; ++group, codes += 2 * 64) {
-    const __m256i q[4] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32)),
-                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 64)),
-                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 96))};
+    const __m256i q[2] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32))};
     for (int64_t part = 0; part < parts; ++part, lut += kGroupLutBytes) {
-#define QN_COLUMN(place, index)                                                    \
-  {                                                                                \
-    const __m256i low_table = table(lut + 16 * place), high_table = table(lut + 64 + 16 * place); \
-    low_extra += lut[16 * place], high_extra += lut[64 + 16 * place];              \
-    for (int v = 0; v < 4; ++v) {                                                  \
-      const __m256i i = index;                                                     \
-      low[v] = _mm256_add_epi16(low[v], _mm256_shuffle_epi8(low_table, i));        \
-      high[v] = _mm256_add_epi16(high[v], _mm256_shuffle_epi8(high_table, i));     \
-    }                                                                              \
-  }
-      QN_COLUMN(0, _mm256_and_si256(q[v], code))
-      QN_COLUMN(2, _mm256_and_si256(_mm256_srli_epi16(q[v], 4), code))
-      QN_COLUMN(1, _mm256_and_si256(_mm256_srli_epi16(q[v], 8), code))
-      QN_COLUMN(3, _mm256_srli_epi16(q[v], 12))
-#undef QN_COLUMN
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) {
+        const uint8_t* at = lut + 16 * kPlaceOfColumn[n];
+        const __m256i low_table = table(at), high_table = table(at + 64);
+        low_extra += at[0], high_extra += at[64];
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+          __m256i i = q[v];
+          if (n > 0) i = _mm256_srli_epi16(i, 4 * n);
+          if (n < 3) i = _mm256_and_si256(i, code);
+          low[v] = _mm256_add_epi16(low[v], _mm256_shuffle_epi8(low_table, i));
+          high[v] = _mm256_add_epi16(high[v], _mm256_shuffle_epi8(high_table, i));
+        }
+      }
     }
   }
   const __m256i low_less = _mm256_set1_epi16(static_cast<int16_t>(low_extra << 8)), high_less = _mm256_set1_epi16(static_cast<int16_t>(high_extra << 8));
-  for (int v = 0; v < 4; ++v) {
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
     const __m256i lows = _mm256_sub_epi16(low[v], low_less), highs = _mm256_sub_epi16(high[v], high_less);
     for (int half = 0; half < 2; ++half) {
       const __m128i l = half ? _mm256_extracti128_si256(lows, 1) : _mm256_castsi256_si128(lows);
@@ -76,6 +75,11 @@ QN_AVX2 void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, i
       _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), total));
     }
   }
+}
+
+QN_AVX2 void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t parts, int32_t* sums) {
+  look_up_half(codes, lut, groups, parts, sums);
+  look_up_half(codes + 64, lut, groups, parts, sums + 32);
 }
 
 QN_AVX2 inline __m256i widened(const int8_t* at) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
@@ -219,7 +223,7 @@ QN_AVX2 void multiply_tile(const int8_t* x, int64_t rows, const uint8_t* codes, 
 
 }  // namespace
 
-const Path kAvx2 = {"avx2", supported, {6, 24, INT64_MAX}, look_up, build, multiply, multiply_tile};
+const Path kAvx2 = {"avx2", supported, {6, 16, 32}, look_up, build, multiply, multiply_tile};
 
 }  // namespace qn
 #endif

@@ -45,17 +45,18 @@ void build(const int8_t* x, const int16_t* const* planes, int64_t columns, int64
 // Two bytes of a row hold the codes of columns 0 and 1, and 2 and 3. Columns 0 and 2 are looked up together, in a table of two registers: bit 4
 // of the index, set in odd bytes, chooses the register. It stays in the index registers while a new code is inserted below it.
 // The bytes looked up are added pairwise to 16 bits.
-void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t parts, int32_t* sums) {
+// Half a tile, 32 rows: compilers find registers for no more.
+void look_up_half(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t parts, int32_t* sums) {
   const uint8x16_t code = vdupq_n_u8(15), odd = vreinterpretq_u8_u16(vdupq_n_u16(0x1000));
   uint8x16_t even_index = odd, odd_index = odd;
-  uint16x8_t low[8], high[8];
-  for (int v = 0; v < 8; ++v) low[v] = high[v] = vdupq_n_u16(0);
+  uint16x8_t low[4], high[4];
+  for (int v = 0; v < 4; ++v) low[v] = high[v] = vdupq_n_u16(0);
   for (int64_t group = 0; group < groups; ++group, codes += 2 * 64) {
     for (int64_t part = 0; part < parts; ++part, lut += kGroupLutBytes) {
-      const uint8x16x2_t even_low = {{vld1q_u8(lut), vld1q_u8(lut + 16)}}, odd_low = {{vld1q_u8(lut + 32), vld1q_u8(lut + 48)}};
-      const uint8x16x2_t even_high = {{vld1q_u8(lut + 64), vld1q_u8(lut + 80)}}, odd_high = {{vld1q_u8(lut + 96), vld1q_u8(lut + 112)}};
-#pragma GCC unroll 8
-      for (int v = 0; v < 8; ++v) {
+      const uint8x16x2_t even_low = vld1q_u8_x2(lut), odd_low = vld1q_u8_x2(lut + 32);
+      const uint8x16x2_t even_high = vld1q_u8_x2(lut + 64), odd_high = vld1q_u8_x2(lut + 96);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
         const uint8x16_t q = vld1q_u8(codes + 16 * v);
         even_index = vbslq_u8(code, q, even_index);
         odd_index = vsriq_n_u8(odd_index, q, 4);
@@ -66,13 +67,18 @@ void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t p
       }
     }
   }
-  for (int v = 0; v < 8; ++v) {
+  for (int v = 0; v < 4; ++v) {
     int32_t* to = sums + 8 * v;
     const uint32x4_t first = vaddw_u16(vshll_n_u16(vget_low_u16(high[v]), 8), vget_low_u16(low[v]));
     const uint32x4_t second = vaddw_high_u16(vshll_high_n_u16(high[v], 8), low[v]);
     vst1q_s32(to, vaddq_s32(vld1q_s32(to), vreinterpretq_s32_u32(first)));
     vst1q_s32(to + 4, vaddq_s32(vld1q_s32(to + 4), vreinterpretq_s32_u32(second)));
   }
+}
+
+void look_up(const uint8_t* codes, const uint8_t* lut, int64_t groups, int64_t parts, int32_t* sums) {
+  look_up_half(codes, lut, groups, parts, sums);
+  look_up_half(codes + 64, lut, groups, parts, sums + 32);
 }
 
 // sum += products of sixteen pairs: two products of int8 fit 16 bits, as no weight is -128.

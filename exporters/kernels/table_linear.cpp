@@ -12,7 +12,7 @@ constexpr int64_t kLimit = int64_t{1} << 31;
 constexpr int64_t kMostInputs = int64_t{1} << 16;  // 128 * 127 * 2^16 and 2^16 * 2^15 fit int32
 
 // Lookups: rows of activations and tiles of the weight whose sums are kept at a time.
-constexpr int64_t kLookupRows = 4;
+constexpr int64_t kLookupRows = 2;
 constexpr int64_t kLookupTiles = 16;
 
 // Decoding: the weights of a few rows at a time stay in the first-level cache and meet many rows of activations.
@@ -33,6 +33,11 @@ void gather(const Input& x, int64_t row, int64_t rows, int64_t begin, int64_t co
       for (int64_t k = 0; k < count; ++k) line[k] = static_cast<int8_t>(from[k * x.column] ^ x.flip);
     }
   }
+}
+
+// The codes of a tile lie apart from those that were read before: no processor foresees that.
+void prefetch(const uint8_t* data, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i);
 }
 
 // The parts into which blocks are cut so that |sum of a part| <= 128 * sum |c| stays below 2^15.
@@ -136,6 +141,7 @@ void TableLinear::look_up(const Input& x, int64_t first, int64_t last, const Sin
         }
         for (int64_t t = 0; t < tiles; ++t) {
           const uint8_t* codes = table_.codes + ((tile0 + t) * groups + group0) * (2 * kTileRows);
+          if (t + 1 < tiles) prefetch(codes + groups * (2 * kTileRows), count * (2 * kTileRows));
           for (int64_t r = 0; r < rows; ++r) path_.look_up(codes, lut + r * lut_bytes, count, parts_, sums + r * kStride + t * kTileRows);
         }
       }

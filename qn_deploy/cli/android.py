@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from qn_deploy.cli.options import PATH
+from qn_deploy.cli.progress import stages
 
 
 @click.command("android")
@@ -15,12 +16,45 @@ from qn_deploy.cli.options import PATH
 @click.option("--app", type=PATH, default=Path("android_demo"), show_default=True, help="Folder of the app's project.")
 @click.option("--name", help="What the model is called in the app; by default as the folder BUILD, or the one above if that is build.")
 @click.option("--pte", is_flag=True, help="Also take model.pte, for an app that links our native backend.")
-def command(build: Path, app: Path, name: str | None, pte: bool) -> None:
-    """Put the programs of the folder BUILD into the Android demo app, with references and hashes."""
+@click.option("--install", type=PATH, metavar="APK", help="Install this built app on a device by adb; nothing is bundled.")
+@click.option("--check", is_flag=True, help="Let the app on the device check the model. Exit code 0: all passed, 1: not.")
+@click.option("--serial", help="The device, as `adb devices` lists it; by default the only one.")
+@click.pass_context
+def command(
+    context: click.Context, build: Path, app: Path, name: str | None, pte: bool, install: Path | None, check: bool, serial: str | None
+) -> None:
+    """Put the programs of the folder BUILD into the Android demo app, with references and hashes.
+
+    With --install and --check the built app runs them on a phone, and the verdicts come back as rows of the report of `qn-deploy verify`.
+    """
     from qn_deploy.android import bundle, model_name
 
-    bundled = bundle(build, app, name or model_name(build), pte)
+    name = name or model_name(build)
+    if install is not None or check:
+        context.exit(_run_app(build, name, install, check, serial))
+    bundled = bundle(build, app, name, pte)
     for file, size in bundled.files.items():
         click.echo(f"  {size:>9,}  {bundled.folder / file}")
     click.echo(f"  {sum(bundled.files.values()):>9,}  bytes in all")
     click.echo(f"\nnext: in {shlex.quote(str(app))}: gradle wrapper && ./gradlew connectedAndroidTest; README.md there tells more")
+
+
+def _run_app(build: Path, name: str, install: Path | None, check: bool, serial: str | None) -> int:
+    from rich.console import Console
+
+    from qn_deploy.android_app import AndroidApp
+    from qn_deploy.exporting.manifest import read_manifest
+    from qn_deploy.verification.report import Report
+
+    progress, device = stages(), AndroidApp(serial)
+    manifest = read_manifest(build)
+    if install is not None:
+        progress(f"installing {install}")
+        device.install(install)
+    checks = device.check(build, name, progress) if check else ()
+    progress("")
+    if not check:
+        return 0
+    report = Report(f"{build} on Android", manifest, checks)
+    Console().print(report)
+    return 0 if report.passed else 1

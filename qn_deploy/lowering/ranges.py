@@ -30,10 +30,9 @@ def union(one: Range, other: Range) -> Range:
 def with_ranges(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
     """The program's graph as a module of its own, and the ranges of its values; torch renames nodes on the way there."""
     graph_module = program.exported.module(check_guards=False)
-    inputs, nodes = set(program.inputs), program.exported.graph.nodes
-    before = [node for node in nodes if node.op == "call_function" or node.name in inputs]
-    after = [node for node in graph_module.graph.nodes if node.op in ("call_function", "placeholder")]
-    known = {new: program.ranges[old.name] for old, new in zip(before, after, strict=True) if old.name in program.ranges}
+    calls = [node.name for node in program.exported.graph.nodes if node.op == "call_function"]
+    values = [*graph_module.graph.find_nodes(op="placeholder"), *(node for node in graph_module.graph.nodes if node.op == "call_function")]
+    known = {node: program.ranges[name] for name, node in zip((*program.inputs, *calls), values, strict=True) if name in program.ranges}
     return graph_module, known
 
 

@@ -81,6 +81,7 @@ def _look_up_bags(graph_module: GraphModule, bag: Any) -> None:
         else:
             graph_module.graph.erase_node(reader)
     bag.target, bag.args = _aten.embedding.default, (weight, ids)
+    bag.meta["val"] = bag.target(weight.meta["val"], ids.meta["val"])
 
 
 def _are_rows(graph_module: GraphModule, offsets: Node, shape: torch.Size) -> bool:

@@ -104,9 +104,19 @@ class QnXnnpackBackend final : public BackendInterface {
   static Result<DelegateHandle*> init_xnnpack(BackendInitContext& context, FreeableBuffer* graph, ArrayRef<CompileSpec> specs) {
     if (context.get_named_data_map() == nullptr) return xnnpack()->init(context, graph, specs);
     const ExpandingMap constants(*context.get_named_data_map());  // XNNPACK reads constants during init only
-    BackendInitContext expanding(context.get_runtime_allocator(), context.event_tracer(), context.get_method_name(), &constants,
-                                 context.runtime_specs());
+    BackendInitContext expanding = with_constants(context, &constants, 0);
     return xnnpack()->init(expanding, graph, specs);
+  }
+
+  // A context that differs in its constants only. Releases of ExecuTorch before 1.3 have no runtime specs to pass on.
+  template <class Context>
+  static auto with_constants(Context& context, const NamedDataMap* constants, int)
+      -> decltype(Context(nullptr, nullptr, nullptr, constants, context.runtime_specs())) {
+    return Context(context.get_runtime_allocator(), context.event_tracer(), context.get_method_name(), constants, context.runtime_specs());
+  }
+  template <class Context>
+  static Context with_constants(Context& context, const NamedDataMap* constants, long) {
+    return Context(context.get_runtime_allocator(), context.event_tracer(), context.get_method_name(), constants);
   }
 
   // Looked up each time (a dozen string compares): XnnpackBackend may register after this library is loaded.

@@ -14,6 +14,8 @@
 
 namespace {
 
+constexpr int64_t kTilesOfAJob = 16;  // each job builds the LUTs for itself
+
 const ort::OpsApi* api = nullptr;
 
 enum Input : size_t { kX, kXScale, kXZero, kCodes, kCentroids, kOffsets, kSize, kWScale, kBias, kDynamicInputs, kWZero = 9, kYScale, kYZero, kStaticInputs };
@@ -152,7 +154,7 @@ class Layer {
       const qn::Input& x;
       const qn::Sink& sink;
       int64_t step;
-    } job{*linear_, x, sink, 4};
+    } job{*linear_, x, sink, kTilesOfAJob};
     const int64_t parts = (linear_->tiles() + job.step - 1) / job.step;
     const auto work = [](void* data, size_t part) {
       const Job& job = *static_cast<Job*>(data);

@@ -11,7 +11,10 @@ import java.util.Collections;
 import java.util.List;
 import org.junit.Test;
 import org.junit.runner.RunWith;
-import qndeploy.core.Outcome;
+import qndeploy.AndroidAssets;
+import qndeploy.Outcome;
+import qndeploy.QnBuild;
+import qndeploy.QnCheck;
 
 /** Every program in the app, on this device, on its runtime: the verdict must be the one of `qn-deploy verify`. */
 @RunWith(AndroidJUnit4.class)
@@ -19,7 +22,8 @@ public class ParityTest {
     @Test
     public void everyProgramPasses() throws Exception {
         Context context = InstrumentationRegistry.getInstrumentation().getTargetContext();
-        List<Outcome> outcomes = Models.check(context, Models.all(context));
+        List<String> models = QnBuild.names(new AndroidAssets(context.getAssets()));
+        List<Outcome> outcomes = QnCheck.run(context, models, (model, file) -> {});
         assertFalse("no model: qn-deploy android BUILD --app android_demo", outcomes.isEmpty());
         List<String> failed = new ArrayList<>();
         for (Outcome outcome : outcomes) {

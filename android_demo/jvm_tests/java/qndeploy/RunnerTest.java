@@ -1,0 +1,52 @@
+package qndeploy;
+
+import static org.junit.Assert.assertEquals;
+import static org.junit.Assert.assertTrue;
+
+import java.util.List;
+import org.junit.Test;
+
+public class RunnerTest {
+    /** A runtime whose outputs are the reference's. */
+    private static Engine.Program recorded(QnBuild model, String file) {
+        return new Engine.Program() {
+            @Override
+            public List<TensorData> run(List<TensorData> inputs) throws BadFileException {
+                Manifest.Entry entry = model.manifest.files.get(file);
+                return model.golden((entry.isStatic ? "reference/" : "simulated/") + entry.exporter);
+            }
+
+            @Override
+            public void close() {}
+        };
+    }
+
+    /** Dynamic activations make two programs of one model; only static ones are compared with each other. */
+    @Test
+    public void runtimesAreComparedWithEachOther() throws Exception {
+        int compared = 0;
+        for (QnBuild model : Fixtures.models()) {
+            List<Outcome> outcomes = new Runner(RunnerTest::recorded, 1).run(model);
+            boolean twins = model.programs.contains("model.onnx") && model.programs.contains("model.stock.qnz")
+                && model.manifest.files.get("model.onnx").isStatic;
+            assertEquals(model.name, model.programs.size() + (twins ? 1 : 0), outcomes.size());
+            for (Outcome outcome : outcomes) {
+                assertTrue(outcome.toString(), outcome.verdict.passed);
+            }
+            if (twins) {
+                compared++;
+                assertEquals("onnxruntime to ExecuTorch XNNPACK", outcomes.get(2).facts.get("runtime"));
+                assertEquals("model.onnx,model.stock.qnz", outcomes.get(2).facts.get("file"));
+            }
+        }
+        assertTrue(compared > 5);
+    }
+
+    @Test
+    public void percentilesAreByNearestRank() {
+        assertEquals(3, Runner.percentile(new long[] {5, 1, 4, 2, 3}, 50));
+        assertEquals(5, Runner.percentile(new long[] {5, 1, 4, 2, 3}, 90));
+        assertEquals(9, Runner.percentile(new long[] {10, 9, 8, 7, 6, 5, 4, 3, 2, 1}, 90));
+        assertEquals(7, Runner.percentile(new long[] {7}, 50));
+    }
+}

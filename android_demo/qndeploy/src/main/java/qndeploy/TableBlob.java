@@ -1,0 +1,121 @@
+package qndeploy;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
+
+/** A table blob, version 2: codes and centroids that stand for a dense weight. exporters/to_executorch/README.md specifies the bytes. */
+final class TableBlob {
+    private static final String MAGIC = "\u0089QNTABLE\u0085\u00f3\u00ed\u001bqMz/";
+    private static final int HEADER = 40;
+    private static final int OSI = 1, SIO = 2, ISO = 3;
+
+    private final ByteBuffer bytes;
+    private final int layout;
+    private final long rows, inner, spatial, block;
+    private final float[] scales;
+    private final byte[] values; // int8 [rows, inner, spatial], to which each table adds
+
+    /** Reads a blob and checks every rule of the format. */
+    TableBlob(byte[] blob) throws BadFileException {
+        bytes = ByteBuffer.wrap(blob).order(ByteOrder.LITTLE_ENDIAN);
+        check(blob.length >= HEADER && new String(blob, 0, 16, StandardCharsets.ISO_8859_1).equals(MAGIC), "it does not start as one");
+        int dtype = blob[18];
+        layout = blob[19];
+        int tables = blob[20];
+        boolean known = bytes.getShort(16) == 2 && (dtype == 1 || dtype == 2) && layout >= 0 && layout <= ISO && (tables == 1 || tables == 2);
+        check(known && blob[21] == 0 && blob[22] == 0 && blob[23] == 0, "version, type, layout or number of tables is unknown");
+        rows = unsigned(24);
+        inner = unsigned(28);
+        spatial = unsigned(32);
+        block = unsigned(36);
+        check(rows > 0 && inner > 0 && spatial > 0 && block > 0 && inner <= 0xffffffffL / spatial, "its shape is out of range");
+        long row = inner * spatial;
+        int width = dtype == 2 ? 4 : 1;
+        check(row % block == 0 && rows <= Integer.MAX_VALUE / width / row, "blocks do not fill its rows, or it is too large for this app");
+        check(block <= blob.length && rows * (row / block) / 2 <= blob.length, "it ends within its codes"); // before memory is taken for it
+        bytes.position(HEADER);
+        scales = dtype == 2 ? new float[(int) rows] : null;
+        if (scales != null) {
+            take(4 * rows, "scales").asFloatBuffer().get(scales);
+            for (float scale : scales) {
+                check(scale > 0 && scale <= Float.MAX_VALUE, "a scale is not positive and finite");
+            }
+        }
+        values = new byte[(int) (rows * row)];
+        for (int i = 0; i < tables; i++) {
+            addTable(row / block);
+        }
+        check(!bytes.hasRemaining(), "something follows its codes");
+    }
+
+    /** The dense weight's bytes: int8, or float32 with the scales multiplied in. */
+    byte[] dense() {
+        byte[] dense = new byte[values.length * (scales == null ? 1 : 4)];
+        ByteBuffer floats = ByteBuffer.wrap(dense).order(ByteOrder.LITTLE_ENDIAN);
+        int element = 0;
+        for (int o = 0; o < rows; o++) {
+            for (int i = 0; i < inner; i++) {
+                for (int p = 0; p < spatial; p++) {
+                    byte value = values[element++];
+                    if (scales == null) {
+                        dense[index(o, i, p)] = value;
+                    } else {
+                        floats.putFloat(4 * index(o, i, p), scales[o] * value);
+                    }
+                }
+            }
+        }
+        return dense;
+    }
+
+    private int index(long o, long i, long p) {
+        switch (layout) {
+            case OSI: return (int) ((o * spatial + p) * inner + i);
+            case SIO: return (int) ((p * inner + i) * rows + o);
+            case ISO: return (int) ((i * spatial + p) * rows + o);
+            default: return (int) ((o * inner + i) * spatial + p);
+        }
+    }
+
+    /** Reads centroids [books, size, block] and codes [rows, columns], and adds the centroids that the codes name. */
+    private void addTable(long columns) throws BadFileException {
+        ByteBuffer sizes = take(8, "a table");
+        long books = sizes.getInt();
+        long size = sizes.getInt();
+        check(books >= 1 && books <= columns && size >= 1 && size <= 65536, "codebooks or centroids are out of range");
+        check(size * block <= bytes.remaining(), "it ends within its centroids"); // the next product stays below 2^63
+        ByteBuffer centroids = take(books * size * block, "its centroids");
+        for (int i = 0; i < centroids.limit(); i++) {
+            check(centroids.get(i) != -128, "a centroid is -128");
+        }
+        long count = rows * columns;
+        ByteBuffer codes = take(size > 256 ? 2 * count : size > 16 ? count : (count + 1) / 2, "its codes");
+        check(size > 16 || count % 2 == 0 || codes.get((int) (count / 2)) >> 4 == 0, "the half byte after its codes is not 0");
+        for (int i = 0; i < count; i++) {
+            int code = size > 256 ? codes.getShort(2 * i) & 0xffff : size > 16 ? codes.get(i) & 255 : codes.get(i / 2) >> i % 2 * 4 & 15;
+            check(code < size, "a code has no centroid");
+            long centroid = i % columns * books / columns * size + code;
+            for (int t = 0; t < block; t++) {
+                int at = (int) (i * block + t);
+                values[at] = (byte) Math.max(-127, Math.min(127, values[at] + centroids.get((int) (centroid * block + t))));
+            }
+        }
+    }
+
+    private ByteBuffer take(long size, String what) throws BadFileException {
+        check(size <= bytes.remaining(), "it ends within " + what);
+        ByteBuffer taken = bytes.slice().order(ByteOrder.LITTLE_ENDIAN);
+        taken.limit((int) size);
+        bytes.position(bytes.position() + (int) size);
+        return taken;
+    }
+
+    private long unsigned(int at) {
+        return bytes.getInt(at) & 0xffffffffL;
+    }
+
+    private static void check(boolean holds, String otherwise) throws BadFileException {
+        BadFileException.check(holds, "table blob: " + otherwise);
+    }
+}
