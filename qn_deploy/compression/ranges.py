@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import gcd
+from dataclasses import dataclass
+from math import gcd, inf
 from typing import Any
 
 import torch
@@ -22,32 +23,63 @@ class Ranges:
     """Sees the values of a program and knows their ranges.
 
     Args:
-        batches: how many values of each node will be seen.
+        batches: how many values of each node will be seen; after that many only its range is kept.
     """
 
     def __init__(self, batches: int) -> None:
-        self._share = -(-_SAMPLE // batches)
-        self._seen: dict[str, tuple[list[float], list[Tensor]]] = {}
+        self._batches, self._share = batches, -(-_SAMPLE // batches)
+        self._seen: dict[str, _Seen] = {}
+        self._found: dict[str, Range] = {}
 
     def see(self, node: Node, value: Any) -> None:
         """Takes one value in. What is no float tensor has no range, and what an operator only moves has the range of its input."""
-        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel() or kind_of(node) is Kind.SHAPE:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or kind_of(node) is Kind.SHAPE:
             return
-        low, high = (float(end) for end in value.aminmax())
-        sample = _sampled(value, self._share)
-        if not -_ABSURD < low <= high < _ABSURD:  # NaN too
-            value = value[value.abs() < _ABSURD]
-            if not value.numel():
-                return
-            low, high = (float(end) for end in value.aminmax())
-            sample = sample[sample.abs() < _ABSURD]
-        ends, samples = self._seen.setdefault(node.name, ([], []))
-        ends += (low, high)
-        samples.append(sample)
+        # One buffer for all batches: many small ones between values that come and go would keep memory from being used again.
+        if node.name not in self._seen:
+            self._seen[node.name] = _Seen(torch.empty(self._share * self._batches))
+        seen = self._seen[node.name]
+        seen.take(value, self._share)
+        if seen.count == self._batches:
+            self._keep(node.name)
 
     def found(self) -> dict[str, Range]:
         """The ranges by the name of the node."""
-        return {name: least_loss(torch.cat(samples), min(ends), max(ends)) for name, (ends, samples) in self._seen.items()}
+        for name in list(self._seen):
+            self._keep(name)
+        return dict(self._found)
+
+    def _keep(self, name: str) -> None:
+        seen = self._seen.pop(name)
+        if seen.low <= seen.high:
+            self._found[name] = least_loss(seen.sample[: seen.filled], seen.low, seen.high)
+
+
+@dataclass
+class _Seen:
+    """What was seen of one node: a sample, and the ends of all its values."""
+
+    sample: Tensor
+    filled: int = 0
+    low: float = inf
+    high: float = -inf
+    count: int = 0
+
+    def take(self, value: Tensor, most: int) -> None:
+        """Takes one value in, and at most so many of its elements into the sample."""
+        self.count += 1
+        if not value.numel():
+            return
+        low, high = (float(end) for end in value.aminmax())
+        sample = _sampled(value, most)
+        if not -_ABSURD < low <= high < _ABSURD:  # NaN too
+            value, sample = value[value.abs() < _ABSURD], sample[sample.abs() < _ABSURD]
+            if not value.numel():
+                return
+            low, high = (float(end) for end in value.aminmax())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.sample[self.filled : self.filled + len(sample)] = sample
+        self.filled += len(sample)
 
 
 def least_loss(sample: Tensor, low: float, high: float) -> Range:
@@ -85,9 +117,9 @@ def _clipped(counts: Tensor, centers: Tensor, edges: Tensor) -> Tensor:
 
 
 def _sampled(value: Tensor, most: int) -> Tensor:
-    """float32: at most so many values, at equal distances, one that shares no factor with the sizes: it meets all channels alike."""
+    """At most so many values, at equal distances, one that shares no factor with the sizes: it meets all channels alike."""
     flat = value.flatten()
     step = -(-len(flat) // most)
     while gcd(step, len(flat)) > 1:
         step += 1
-    return flat[::step].float().clone()  # no view: it would keep all of the value
+    return flat[::step]

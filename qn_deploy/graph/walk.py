@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from qn_deploy.graph.lifted import constants, like
-from qn_deploy.graph.spool import Spool
+from qn_deploy.graph.spool import Spool, give_back
 
 See = Callable[[Node, Any], None]
 OURS, THEIRS = 0, 1  # the compressed model's value, and the float model's
@@ -57,6 +57,7 @@ class Walk:
         with torch.no_grad():
             for batch in range(self._count):
                 self._advance(moving, batch)
+        give_back()
         for gone in {source for later in stretch for source in later.all_input_nodes if self._is_last(source)}:
             self._fixed.pop(gone, None)
 

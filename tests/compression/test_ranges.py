@@ -86,8 +86,9 @@ def test_each_channel_is_in_the_sample() -> None:
     assert (found(value) or (0, 0))[1] < 50
 
 
-def test_a_sample_does_not_keep_the_values() -> None:
-    ranges, value = Ranges(1), torch.ones(1000)
-    ranges.see(a_node(), value)
-    [(_, [sample])] = ranges._seen.values()
-    assert sample.data_ptr() != value.data_ptr()
+def test_after_the_last_batch_only_the_range_is_kept() -> None:
+    ranges, node = Ranges(2), a_node()
+    ranges.see(node, torch.linspace(0, 1, 1000))
+    assert len(ranges._seen) == 1
+    ranges.see(node, torch.linspace(-1, 0, 1000))
+    assert not ranges._seen and ranges.found()[node.name] == (pytest.approx(-1, abs=0.01), pytest.approx(1, abs=0.01))
