@@ -68,5 +68,8 @@ def test_projections_are_fused_and_what_is_between_them_goes_through(
         assert not found.keys() & {"Gemm", "MatMulInteger"}
     for values in (x, x[:1]):
         (shipped,), (simulated,) = EXPORTER.run(written.data, ((values,),))[0], written.lowered.simulate((values,))
-        assert 20 * torch.log10(simulated.norm() / (shipped - simulated).norm()) > (35 if activations is Activations.STATIC else 80)
+        # An input of a layer on the border between two steps may fall to either side on another processor: that moves one token.
+        tokens = 20 * torch.log10(simulated.norm(dim=-1) / (shipped - simulated).norm(dim=-1))
+        assert tokens.min() > 35
+        assert activations is Activations.STATIC or tokens.median() > 80
         assert torch.equal(shipped, EXPORTER.run(EXPORTER.dense(written.data), ((values,),))[0][0])
