@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qn_deploy.compression.kmeans import Effort, used
 from qn_deploy.compression.moments import Moments
-from qn_deploy.compression.tables import as_weight, codebooks, grid_step, groups, normalised
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.recipe import Int4, Int8, Table
 from qn_deploy.weights.compressed import IntWeight, PQWeight, book_offsets
 from qn_deploy.weights.grid import limit, row_scale
+from qn_deploy.weights.kmeans import Effort, used
+from qn_deploy.weights.tables import as_weight, codebooks, grid_step, groups, normalised
 
 _FIRST = Effort(iterations=10, sample=256)  # of the k-means, whose centroids are only the first
 _AT_ONCE = 128  # weights of a row that are coded before the rest of it is moved

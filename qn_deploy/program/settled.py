@@ -23,6 +23,7 @@ from torch.fx import GraphModule
 from qn_deploy.errors import ExportError
 from qn_deploy.graph.batchnorm import fold_batchnorm
 from qn_deploy.graph.constants import fold_constants, put_constant
+from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.matrices import make_linear
 from qn_deploy.program.program import Batch
 
@@ -95,27 +96,3 @@ def _renamed(graph_module: GraphModule, rename: Callable[[str], str]) -> GraphMo
             node.target = rename(str(node.target))
             put_constant(root, node.target, value)
     return GraphModule(root, graph)
-
-
-def dynamic_shapes(exported: ExportedProgram) -> Any:
-    """The dynamic shapes that `exported` was captured with, for its tensor inputs in the form torch.export.export takes; None if all are
-    fixed.
-    """
-    names = set(exported.graph_signature.user_inputs)
-    dims: dict[str, Any] = {}
-    shapes = []
-    for node in exported.graph.nodes:
-        if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor):
-            shapes.append(
-                {axis: _dim(size, exported, dims) for axis, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)}
-            )
-    return tuple(shapes) if any(shapes) else None
-
-
-def _dim(size: torch.SymInt, exported: ExportedProgram, dims: dict[str, Any]) -> Any:
-    symbol = size.node.expr
-    if not symbol.is_Symbol:
-        return torch.export.Dim.AUTO  # derived from another dimension, as 2*s0: torch.export finds the relation again
-    bounds = exported.range_constraints[symbol]
-    upper = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < 2**31 else None
-    return dims.setdefault(str(symbol), torch.export.Dim(str(symbol), min=max(int(bounds.lower), 0), max=upper))

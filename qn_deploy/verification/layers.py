@@ -21,9 +21,10 @@ from qn_deploy.exporting.config import options_for
 from qn_deploy.exporting.describe import describe_weights
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Exporter, find_exporters
+from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
-from qn_deploy.lowering.lower import Activations, dynamic_shapes, lower
+from qn_deploy.lowering.lower import Activations, lower
 from qn_deploy.lowering.narrow import narrow
 from qn_deploy.lowering.rules import Rules
 from qn_deploy.lowering.settle import is_quantized
