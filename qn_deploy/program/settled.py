@@ -39,17 +39,23 @@ def settled(
         exported: as torch.export captured it; it is not changed.
         inputs: an example tensor for each input that is one, in the graph's order.
         kept: indices of the outputs that the program returns; None for all.
-        rename: gives parameters, buffers and constants their names, from those that they have in `exported`.
+        rename: gives parameters, buffers and constants their names, from those that they have in `exported`. One that is tied has the
+            first of its names.
 
     Raises:
         ExportError: the graph changes a buffer or an input in place.
     """
+    first = _first_names(exported)
+
+    def named(name: str) -> str:
+        return rename(first.get(name, name))
+
     with torch.no_grad():
         functional = exported.run_decompositions({})
-        _check_unchanged(functional, rename)
+        _check_unchanged(functional, named)
         unlifted = functional.module(check_guards=False)
         assert isinstance(unlifted, GraphModule)
-        graph_module = _renamed(unlifted, rename)
+        graph_module = _renamed(unlifted, named)
         make_linear(graph_module)
         fold_constants(graph_module)
         fold_batchnorm(graph_module)
@@ -58,6 +64,16 @@ def settled(
                 node.target = _aten.reshape.default
         flat = _flattened(graph_module, kept)
         return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
+
+
+def _first_names(exported: ExportedProgram) -> dict[str, str]:
+    """For each parameter and buffer the first name of those that share its values, in the model's order."""
+    first: dict[tuple[Any, ...], str] = {}
+    return {
+        name: first.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        for name, tensor in exported.state_dict.items()
+        if tensor.numel()
+    }
 
 
 def _check_unchanged(functional: ExportedProgram, rename: Callable[[str], str]) -> None:
