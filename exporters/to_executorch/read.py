@@ -19,8 +19,11 @@ def run(data: bytes, batches: tuple[Batch, ...]) -> tuple[Batch, ...]:
 
 def weight_hashes(data: bytes) -> set[str]:
     """The sha256 of each constant: a table's int8 values, row-major, and every other constant as it is stored."""
-    hashes = {sha256(constant).hexdigest() for constant in constants(data)}
-    for constant in named_data(data).values():
-        values = read(constant).int8().contiguous().numpy().tobytes() if is_blob(constant) else constant
-        hashes.add(sha256(values).hexdigest())
-    return hashes
+    plain = [*constants(data), *(constant for constant in named_data(data).values() if not is_blob(constant))]
+    return {sha256(constant).hexdigest() for constant in plain} | table_hashes(data)
+
+
+def table_hashes(data: bytes) -> set[str]:
+    """The sha256 of the int8 values of each weight that the file holds as a table blob."""
+    blobs = [constant for constant in named_data(data).values() if is_blob(constant)]
+    return {sha256(read(blob).int8().contiguous().numpy().tobytes()).hexdigest() for blob in blobs}
