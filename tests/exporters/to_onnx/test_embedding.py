@@ -28,6 +28,7 @@ def initializers(data: bytes) -> dict[str, tuple[int, ...]]:
     return {entry.name: tuple(entry.dims) for entry in onnx.load_model_from_string(data).graph.initializer}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "books", "per_row"), [(4, 1, False), (4, 2, True), (17, 2, False), (300, 1, True), (300, 2, False)])
 def test_rows_are_looked_up_exactly(make_program: MakeProgram, random_table: RandomTable, size: int, books: int, per_row: bool) -> None:
     table = random_table((20, 8), block=4, size=size, books=books, per_row=per_row)
