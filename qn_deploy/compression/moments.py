@@ -147,8 +147,9 @@ def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
         index = index * size + where.clamp(0, size - 1)
     # One channel lies beside itself, so it is gathered by itself; and groups of one channel, depthwise, are then in their final order.
     flat = (image[:, None] * prod(sizes) + index).flatten()
-    patches = value.transpose(0, 1).flatten(1).index_select(1, flat).float().unflatten(1, index.shape) * inside  # outside lie zeros
-    return patches.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(2)  # [groups, P, channels * kernel]
+    patches = value.transpose(0, 1).flatten(1).index_select(1, flat).float()
+    patches = patches.reshape(geometry.groups, -1, *index.shape) * inside  # [groups, channels, P, kernel]; outside lie zeros
+    return patches.transpose(1, 2).flatten(2)
 
 
 def _positions(value: Tensor, geometry: Geometry, most: int, generator: torch.Generator) -> Tensor:

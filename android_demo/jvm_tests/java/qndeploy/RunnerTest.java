@@ -37,7 +37,7 @@ public class RunnerTest {
             for (Outcome outcome : outcomes.subList(count, count + twins)) {
                 compared++;
                 assertEquals("onnxruntime to ExecuTorch XNNPACK", outcome.facts.get("runtime"));
-                assertTrue(outcome.facts.get("file"), outcome.facts.get("file").startsWith("model.onnx,model."));
+                assertTrue(outcome.facts.get("file").toString().startsWith("model.onnx,model."));
             }
         }
         assertTrue(compared > 5);
