@@ -12,7 +12,7 @@ from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.lower import lower
 from qn_deploy.verification.judge import MIN_SQNR_DB
 from qn_deploy.verification.numerics import compare
-from runtime_tests.conftest import FIXTURES
+from runtime_tests.conftest import FIXTURES, lanes_of
 
 EXACT = (  # bit for bit the integer reference
     *("conv net, static", "residual conv net, static", "linear, static"),
@@ -64,7 +64,7 @@ def test_tables_compute_what_dense_weights_compute(climb: Any, lane: str) -> Non
     assert verdicts(climb, find_exporters()[lane].filename)[4, "bit-identical"][0] == "bit-identical"
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", lanes_of(EXACT))
 def test_an_exact_program_is_bit_identical_to_the_integer_reference(climbs: Callable[[str], Any], name: str, lane: str) -> None:
     climb = climbs(name)
     assert {entry.inexact for entry in climb.report.manifest.files.values()} == {()}
@@ -79,7 +79,7 @@ def test_a_single_layer_is_bit_identical_to_the_simulation(climbs: Callable[[str
     assert [torch.equal(one, other) for one, other in zip(found, simulated, strict=True)] == [True]
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", lanes_of(EXACT))
 def test_static_runtimes_agree_with_each_other(climbs: Callable[[str], Any], name: str) -> None:
     report = climbs(name).report
     if len(report.manifest.files) < 2:
@@ -89,7 +89,7 @@ def test_static_runtimes_agree_with_each_other(climbs: Callable[[str], Any], nam
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", lanes_of(EXACT))
 def test_every_batch_size_up_to_the_largest(climbs: Callable[[str], Any], name: str, batch: int, lane: str) -> None:
     climb, exporter = climbs(name), find_exporters()[lane]
     shape = climb.program.golden.inputs[0].shape[1:]
@@ -99,6 +99,7 @@ def test_every_batch_size_up_to_the_largest(climbs: Callable[[str], Any], name: 
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GRU, dynamic", "LSTM, dynamic", "Transformer, dynamic"])
 def test_dynamic_programs_take_every_batch_size_too(climbs: Callable[[str], Any], name: str, lane: str) -> None:
     climb, exporter = climbs(name), find_exporters()[lane]

@@ -21,44 +21,24 @@ from qn_deploy.exporting.config import options_for
 from qn_deploy.exporting.describe import describe_weights
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Exporter, find_exporters
-from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
-from qn_deploy.lowering.lower import Activations, dynamic_shapes, lower
+from qn_deploy.lowering.lower import Activations, lower
 from qn_deploy.lowering.narrow import narrow
 from qn_deploy.lowering.rules import Rules
 from qn_deploy.lowering.settle import is_quantized
-from qn_deploy.program.program import Batch, Golden, Program
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.store import load
 from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.run import Timed, run_on
 from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
 from qn_deploy.verification.judge import Check, describe
 from qn_deploy.verification.numerics import Agreement, compare
+from qn_deploy.verification.probe import Layer, probe
 from qn_deploy.verification.report import Report
-from qn_deploy.weights.compressed import IntWeight
 
-_aten = torch.ops.aten
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-_OTHERS = (_aten.add.Tensor, _aten.mul.Tensor, _aten.adaptive_avg_pool2d.default, _aten.cat.default)
 
 MIN_SQNR_DB = 60.0  # of one layer: floats in another order lie above 120 dB, what is quantized in one place only below 50
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a layer is.
-
-    Attributes:
-        name: the module's name of what has a weight, else the node's.
-        operator: of aten, without its overload.
-        weight: table, int8, int4 or float; empty where it has none.
-        exact: the reference computes it by the runtime's rule, so they must be bit-identical.
-    """
-
-    name: str
-    operator: str
-    weight: str
-    exact: bool
 
 
 @dataclass(frozen=True)
@@ -113,7 +93,7 @@ def compare_layers(
     options = exporter.options() if options is None else options
     form = exporter.forms(activations, options)[0]
     is_static = form.activations.is_static
-    probed = _probe(program, set(inexact_operators(lower(program, form).exported)) if is_static else set())
+    probed = probe(program, set(inexact_operators(lower(program, form).exported)) if is_static else set())
     written = write_file(exporter, probed.program, activations, options)
     inputs = program.golden.inputs
     negated, own = (results := run(written.data, inputs))[: len(probed.layers)], results[len(probed.layers) :]
@@ -247,63 +227,3 @@ def judge_layers(what: str, layers: list[LayerAgreement]) -> Check:
     limits = dict.fromkeys(map(_limit, (*exact, *others)))
     good = not wrong and all(layer.agreement.sqnr_db >= MIN_SQNR_DB for layer in others)
     return Check(3, what, found, ", others ".join(limits), good)
-
-
-@dataclass(frozen=True)
-class _Probed:
-    """A program with more outputs than it had: its layers, negated, and then its own.
-
-    onnxruntime would move a quantize to the front of a plain output, which then is not what the layer computed.
-    """
-
-    layers: list[Layer]
-    outputs: list[Layer]
-    program: Program
-
-
-def _probe(program: Program, inexact: set[str]) -> _Probed:
-    module: Any = program.exported.module(check_guards=False)  # a copy
-    graph = module.graph
-    output = next(node for node in graph.nodes if node.op == "output")
-    layers: dict[Node, Layer] = {}
-    for node in graph.nodes:
-        if node.target in (*LAYERS, *_OTHERS, *CURVES) or (node.name in inexact and isinstance(node.meta["val"], Tensor)):
-            behind = _behind(node)
-            layer = layers.get(behind) or _describe(node, program)
-            layers[behind] = replace(layer, exact=layer.exact and inexact.isdisjoint((node.name, behind.name)))
-    own = torch.utils._pytree.tree_leaves(output.args[0])
-    outputs = {node: Layer(f"output {index}", _operator(node), "", True) for index, node in enumerate(own) if node not in layers}
-    with graph.inserting_before(output):
-        output.args = ((*(graph.call_function(_aten.neg.default, (layer,)) for layer in layers), *outputs),)
-    codegen = graph._codegen
-    codegen.pytree_info = codegen.pytree_info._replace(out_spec=torch.utils._pytree.tree_structure(output.args[0]))
-    module.recompile()
-    with torch.no_grad():
-        exported = torch.export.export(module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
-        golden = Golden(program.golden.inputs, tuple(module(*program.golden.inputs)))
-    # The graph has the operators of the program in its order, then those that negate; torch may name them anew.
-    before, after = ([node.name for node in each.graph.nodes if node.op == "call_function"] for each in (program.exported, exported))
-    names = dict(zip(before, after, strict=False))
-    ranges = {names.get(name, name): held for name, held in program.ranges.items()}
-    titles = tuple(f"output_{index}" for index in range(len(golden.outputs)))
-    probed = replace(program, exported=exported, golden=golden, outputs=titles, ranges=ranges)
-    return _Probed([*layers.values()], [*outputs.values()], probed)
-
-
-def _behind(layer: Node) -> Node:
-    """The layer's node, or that of the clamp which runtimes compute along with it."""
-    users = list(layer.users)
-    return users[0] if len(users) == 1 and users[0].target in CLAMPS else layer
-
-
-def _describe(layer: Node, program: Program) -> Layer:
-    weight = next((source for source in layer.args if isinstance(source, Node) and source.op == "get_attr"), None)
-    if weight is None:
-        return Layer(layer.name, _operator(layer), "", True)
-    held = program.weights.get(str(weight.target))
-    form = "float" if held is None else f"int{held.bits}" if isinstance(held, IntWeight) else "table"
-    return Layer(str(weight.target).removesuffix(".weight"), _operator(layer), form, True)
-
-
-def _operator(node: Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]

@@ -34,7 +34,7 @@ def test_what_differs_much_in_range_has_lines_of_its_own() -> None:
     found = expected + 0.1 * torch.randn(expected.shape, generator=DRAW)
     boxes, scores = checked(found, expected)
     assert boxes.what.startswith("float model to simulation (onnx), 4 channels up to 299")
-    assert scores.what.startswith("float model to simulation (onnx), 6 channels up to 0.99")
+    assert scores.what.startswith("float model to simulation (onnx), 6 channels up to 1")
     assert boxes.found.startswith("SQNR 64.") or boxes.found.startswith("SQNR 65.")  # 20 log10(300 / sqrt 3 / 0.1)
     assert scores.found.startswith("SQNR 15.") or scores.found.startswith("SQNR 14.")
     assert [check.passed for check in checked(found, expected, 30.0)] == [True, False]
