@@ -203,7 +203,7 @@ class Climb:
         """Where a runtime leaves its reference, layer by layer: what to look at when something else fails."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layers, "run_isolated", _run_here)
-            return layers.check_program("layers", lane, find_exporters()[lane], self.program, self.activations, device)
+            return layers.check_program("layers", lane, find_exporters()[lane], self.program, self.activations, device)[0]
 
     @cached_property
     def lowered(self) -> ExportedProgram:

@@ -61,6 +61,11 @@ def test_an_operator_without_an_exact_rule_is_judged_by_itself() -> None:
     assert check.limit == "bit-identical, others SQNR >= 60 dB"
 
 
+def test_each_layer_says_what_it_is() -> None:
+    said = [str(found) for found in compared(nn.Softmax(1))]
+    assert said == ["linear, weight int8, int8 by an exact rule", "softmax, float", "linear, weight int8, int8 by an exact rule"]
+
+
 @pytest.mark.parametrize("inexact", ["linear", "relu"])
 def test_a_layer_and_the_clamp_that_joins_it_are_one(inexact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qn_deploy.verification.layers.inexact_operators", lambda exported: [inexact])

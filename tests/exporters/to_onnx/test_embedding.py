@@ -13,8 +13,8 @@ from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Written
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
-from qn_deploy.verification.processor import adds_in_16_bits
 from qn_deploy.weights.compressed import IntWeight, PQWeight
+from tests.processor import adds_in_16_bits
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]

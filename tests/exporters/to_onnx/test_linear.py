@@ -17,8 +17,8 @@ from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
-from qn_deploy.verification.processor import adds_in_16_bits
 from qn_deploy.weights.compressed import PQWeight
+from tests.processor import adds_in_16_bits
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
