@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Keep int8 weights within -N..N: 64 makes int8 sums exact on x86 processors without VNNI, at a small loss.",
 )
+@click.option("--allow-constant", is_flag=True, help="Write the files even if an output, or a channel of one, became constant.")
 @click.option("--only", multiple=True, metavar="EXPORTER", help="Write for this exporter only; may be repeated.")
 @click.pass_context
 def command(
@@ -49,6 +50,7 @@ def command(
     data: Path | None,
     activations: Scheme | None,
     centroid_range: int | None,
+    allow_constant: bool,
     only: tuple[str, ...],
 ) -> None:
     """Write MODEL (a model.pt of qn_deploy.save) for each runtime that has an exporter, with manifest and golden vectors."""
@@ -68,7 +70,8 @@ def command(
         batches = read_batches(data, program)
         progress(f"calibrating with {data}")
         program = calibrate(program, batches)
-    build = export(program, out, ExportConfig(target, activations, centroid_range, only, chosen_options(context)), progress)
+    config = ExportConfig(target, activations, centroid_range, only, chosen_options(context), allow_constant)
+    build = export(program, out, config, progress)
     progress("")
     Console().print(build)
     inexact = any(entry.inexact for entry in build.manifest.files.values())

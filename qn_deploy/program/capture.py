@@ -39,13 +39,14 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         ExportError: torch.export can't capture the model, a parameter is not float32 on the CPU, or the model changes its inputs or
             buffers.
     """
-    kwargs = dict(kwargs or {})
+    # In the order of memory that runtimes take: torch.export keeps another one, as of an image that was permuted, in the graph.
+    args, named = pytree.tree_map_only(Tensor, Tensor.contiguous, (tuple(args), dict(kwargs or {})))
     _check_parameters(model)
-    inputs = tuple(leaf.detach().clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    inputs = tuple(leaf.detach().clone() for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor))
     with _evaluating(model), torch.no_grad():
-        found = outputs_of(model(*args, **kwargs))
+        found = outputs_of(model(*args, **named))
         outputs = tuple(tensor.detach().clone() for tensor in found.tensors)
-        captured, fixed = _exported(_Flat(model, found.kept), tuple(args), kwargs, dynamic_shapes)
+        captured, fixed = _exported(_Flat(model, found.kept), args, named, dynamic_shapes)
     exported = settled(captured, _doubled(captured, inputs), rename=lambda name: name.removeprefix("model."))
     outside = apart(found.names, exported.graph_signature.user_inputs)
     notes = (*found.notes, *([fixed] if fixed else []))
