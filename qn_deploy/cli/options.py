@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import Field, fields
 from pathlib import Path
@@ -9,7 +10,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path; one with a NUL byte, which no file can have, is an error of usage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as pathlib has it."""
+        if "\0" in os.fspath(value):
+            self.fail("there is a NUL byte in the name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
 _CHOSEN = "qn_deploy.exporters"  # key of the context's notes
 
 
