@@ -66,7 +66,7 @@ def _tensor_entry(name: str, value: Tensor) -> TensorEntry:
 
 
 def _weight_entry(weight: CompressedWeight) -> WeightEntry:
-    digest, scale = _digest(weight.int8()), _digest(weight.scale)
+    digest, scale = _digest(weight.int8()), _digest(weight.scale) if weight.scale.numel() > 1 else ""
     table = as_table(weight)
     parts = () if table is None else tuple(_digest(part) for each in table.tables for part in (code_rows(each), each.centroids))
     if isinstance(weight, IntWeight):

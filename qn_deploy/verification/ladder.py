@@ -153,7 +153,7 @@ def _check_weights(manifest: Manifest, entry: FileEntry, name: str, found: set[s
     missing = {
         weight
         for weight, known in tables.items()
-        if (known.sha256 not in found and not found.issuperset(known.parts)) or known.scale not in found
+        if (known.sha256 not in found and not found.issuperset(known.parts)) or (known.scale and known.scale not in found)
     }
     meant = {"stored dense": missing.intersection(entry.dense), "folded into a constant": missing.intersection(entry.folded)}
     wrong = missing.difference(*meant.values())
