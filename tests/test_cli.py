@@ -100,6 +100,7 @@ def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> N
     assert build.export.out.splitlines()[-1] == f"next: qn-deploy verify {build.folder}"
 
 
+@pytest.mark.slow
 def test_verify_passes_on_the_real_runtimes(build: Any) -> None:
     done = subprocess.run([COMMAND, "verify", build.folder, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -121,6 +122,7 @@ def test_export_tells_what_to_set_and_the_same_model_gives_the_same_bytes(model:
     assert (folder / "model.onnx").read_bytes() == (build.folder / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_options_of_export_reach_the_exporters(model: Any, tmp_path: Path) -> None:
     result = run("export", model.path, "--only", "onnx", "--out", tmp_path, "--shell", "--centroid-range", "64", "--allow-unfused")
     assert result.exit_code == 0, result.output
@@ -156,6 +158,7 @@ def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypa
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_the_graph_form_is_exported_and_verified(model: Any, tmp_path: Path) -> None:
     result = run("export", model.path, "--only", "executorch", "--out", tmp_path, "--executorch-form", "graph")
     assert result.exit_code == 0, result.output
@@ -262,6 +265,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, command: str, make: 
     assert not (tmp_path / "build").exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
     pickled(tmp_path / "model.pt")
     done = subprocess.run([COMMAND, "export", tmp_path / "model.pt"], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -104,6 +104,7 @@ SKIPPING = {
 }
 
 
+@pytest.mark.slow
 def test_qn_require_turns_skips_into_failures(tmp_path: Path) -> None:
     shutil.copy(ROOT / "conftest.py", tmp_path)
     for name, text in SKIPPING.items():

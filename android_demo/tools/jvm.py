@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("tests", nargs="*")
     parser.add_argument("--minified", action="store_true")
     parser.add_argument("--arm64", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     try:
         raise SystemExit(test(given.fixtures.resolve(), given.tests, given.minified, given.arm64))
     except BuildError as error:

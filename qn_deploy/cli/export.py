@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Keep int8 weights within -N..N: 64 makes int8 sums exact on x86 processors without VNNI, at a small loss.",
 )
+@click.option("--allow-constant", is_flag=True, help="Write the files even if an output, or a channel of one, became constant.")
 @click.option("--only", multiple=True, metavar="EXPORTER", help="Write for this exporter only; may be repeated.")
 @json_option
 @click.pass_context
@@ -50,6 +51,7 @@ def command(
     out: Path,
     activations: Scheme | None,
     centroid_range: int | None,
+    allow_constant: bool,
     only: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -74,7 +76,8 @@ def command(
     program, batches = given.open()
     with bars() as bar:
         program, note = ready(given.source, program, batches, progress, bar)
-    build = export(program, out, ExportConfig(target, activations, centroid_range, only, chosen_options(context)), progress)
+    config = ExportConfig(target, activations, centroid_range, only, chosen_options(context), allow_constant)
+    build = export(program, out, config, progress)
     progress("")
     if as_json:
         click.echo(build.manifest.to_json())

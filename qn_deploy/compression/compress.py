@@ -12,7 +12,6 @@ from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_fe
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
-from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.compression.targets import Target, targets
 from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
@@ -24,6 +23,7 @@ from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight
+from qn_deploy.weights.tables import table_from_weight
 
 
 @dataclass(frozen=True)
