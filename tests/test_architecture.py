@@ -21,7 +21,7 @@ ARROWS = {
     "exporters/to_onnx": {"exporting", "lowering", "program", "graph", "weights", "recipe", "exporters/kernels"},
     "exporters/to_executorch": {"exporting", "lowering", "program", "graph", "weights", "exporters/kernels"},
     "verification": {"exporting", "lowering", "program", "graph", "report"},
-    "report": {"exporting", "verification", "program"},
+    "report": {"exporting", "verification", "program", "graph", "weights"},
     "sources": {"compression", "program"},
 }
 
