@@ -27,3 +27,9 @@ def weight_hashes(data: bytes) -> set[str]:
             parts = [part.contiguous().numpy().tobytes() for part in (table.int8(), table.scale)]
         hashes.update(sha256(part).hexdigest() for part in parts)
     return hashes
+
+
+def table_hashes(data: bytes) -> set[str]:
+    """The sha256 of the int8 values of each weight that the file holds as a table blob."""
+    blobs = [constant for constant in named_data(data).values() if is_blob(constant)]
+    return {sha256(read(blob).int8().contiguous().numpy().tobytes()).hexdigest() for blob in blobs}

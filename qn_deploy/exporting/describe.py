@@ -70,7 +70,7 @@ def _weight_entry(weight: CompressedWeight) -> WeightEntry:
     table = as_table(weight)
     parts = () if table is None else tuple(_digest(part) for each in table.tables for part in (code_rows(each), each.centroids))
     if isinstance(weight, IntWeight):
-        return WeightEntry(f"int{weight.bits}", weight.shape, weight.nbytes, digest, parts, scale=scale)
+        return WeightEntry("int4" if weight.bits == 4 else "int8", weight.shape, weight.nbytes, digest, parts, scale=scale)
     books, size, d = weight.centroids.shape
     residual = weight.residual.centroids.shape[1] if weight.residual else 0
     return WeightEntry("table", weight.shape, weight.nbytes, digest, parts, d, books, size, residual, scale)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from qn_deploy.exporting.golden import Vectors
+from qn_deploy.exporting.isolated import RuntimeFailure
 from qn_deploy.exporting.manifest import FileEntry, Manifest
 from qn_deploy.program.program import Batch
-from qn_deploy.verification.isolated import RuntimeFailure
 from qn_deploy.verification.numerics import Agreement, compare
 
 MIN_SQNR_DB = 40.0  # runtime against simulation, where no exact rule exists: one rounding moves what follows it by a step
