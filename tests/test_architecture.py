@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"errors", "files", "processes", "configs", "quiet", "targets"}  # single files that know nothing of the rest
+SHARED = {"errors", "files", "processes", "configs", "quiet", "targets", "units"}  # single files that know nothing of the rest
 ARROWS = {
     "recipe": set(),
     "weights": {"recipe"},
@@ -21,7 +21,8 @@ ARROWS = {
     "exporters/to_onnx": {"exporting", "lowering", "program", "graph", "weights", "recipe", "exporters/kernels"},
     "exporters/to_executorch": {"exporting", "lowering", "program", "graph", "weights", "exporters/kernels"},
     "verification": {"exporting", "lowering", "program", "graph", "report"},
-    "report": {"exporting", "verification"},
+    "report": {"exporting", "verification", "program", "graph", "weights"},
+    "sources": {"compression", "program"},
 }
 
 

@@ -19,8 +19,14 @@ def run(data: bytes, batches: tuple[Batch, ...]) -> tuple[Batch, ...]:
 
 def weight_hashes(data: bytes) -> set[str]:
     """The sha256 of each constant: a table's int8 values, row-major, and every other constant as it is stored."""
-    plain = [*constants(data), *(constant for constant in named_data(data).values() if not is_blob(constant))]
-    return {sha256(constant).hexdigest() for constant in plain} | table_hashes(data)
+    hashes = {sha256(constant).hexdigest() for constant in constants(data)}
+    for constant in named_data(data).values():
+        parts = [constant]
+        if is_blob(constant):
+            table = read(constant)
+            parts = [part.contiguous().numpy().tobytes() for part in (table.int8(), table.scale)]
+        hashes.update(sha256(part).hexdigest() for part in parts)
+    return hashes
 
 
 def table_hashes(data: bytes) -> set[str]:

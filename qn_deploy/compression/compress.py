@@ -138,7 +138,7 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
     config, ranges = work.config, Ranges(len(batches))
     later = _of_later_readers(program, found, batches, config)
     walk = Walk(program.exported, batches, config.memory << 20, ranges.see)
-    for stage in _stages(found):
+    for stage in stages_of(found):
         reader = stage[0].weight.readers[0]
         source = source_of(reader)
         walk.until(reader)
@@ -161,7 +161,7 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
     return ranges.found()
 
 
-def _stages(found: list[Target]) -> list[list[Target]]:
+def stages_of(found: list[Target]) -> list[list[Target]]:
     """Weights whose first readers read one value in one way, queries and keys, are compressed together, at the first."""
     stages: dict[object, list[Target]] = {}
     for target in found:

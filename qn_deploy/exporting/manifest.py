@@ -102,6 +102,7 @@ class WeightEntry:
         sha256: of its int8 values, row-major.
         parts: sha256 of the codes and of the centroids of each table, as an embedding holds them, which is looked up and never expanded.
         residual: centroids of each codebook of the second table, 0 if there is none.
+        scale: sha256 of its float32 scales; empty where it is one for the whole weight, which formats hold among other things.
     """
 
     kind: Literal["table", "int8", "int4"]
@@ -113,6 +114,7 @@ class WeightEntry:
     codebooks: Dimension | None = None
     centroids: Dimension | None = None
     residual: Dimension = 0
+    scale: Annotated[str, re.compile("([0-9a-f]{64})?")] = ""
 
     @property
     def is_table(self) -> bool:

@@ -70,6 +70,8 @@ def judge(
         return Check(rung, what, str(found), "runs", False)
     if (forms := _forms(found)) != (wanted := _forms(expected)):
         return Check(rung, what, forms, wanted, False)
+    if len(found) != len(manifest.outputs):
+        return Check(rung, what, f"{len(found)} outputs", f"{len(manifest.outputs)} outputs", False)
     if not any(tensor.numel() for tensor in expected):
         return Check(rung, what, "no values: nothing was compared", "values", False)
     checks = [

@@ -154,16 +154,17 @@ def _check_companions(companions: dict[str, bytes], dense: bytes, exporter: Expo
 
 
 def _check_weights(manifest: Manifest, entry: FileEntry, name: str, found: set[str]) -> Check:
-    """Each table of the file; one that was stored dense or folded away on purpose, and is not found for that, is named and not wrong."""
+    """Each table of the file with its scales; one that was stored dense or folded away on purpose is named and not wrong."""
+    tables = {weight: known for weight, known in manifest.weights.items() if known.is_table}
     missing = {
         weight
-        for weight, known in manifest.weights.items()
-        if known.is_table and known.sha256 not in found and not found.issuperset(known.parts)
+        for weight, known in tables.items()
+        if (known.sha256 not in found and not found.issuperset(known.parts)) or (known.scale and known.scale not in found)
     }
     meant = {"stored dense": missing.intersection(entry.dense), "folded into a constant": missing.intersection(entry.folded)}
     wrong = missing.difference(*meant.values())
-    tables = sum(known.is_table for known in manifest.weights.values()) - len(missing) + len(wrong)
+    count = len(tables) - len(missing) + len(wrong)
     said = {"wrong": wrong, **meant}
     listed = [f"{what}: {', '.join(sorted(weights))}" for what, weights in said.items() if weights]
-    verdict = "; ".join((f"{tables - len(wrong)} of {tables} tables", *listed))
-    return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong if tables else None)
+    verdict = "; ".join((f"{count - len(wrong)} of {count} tables", *listed))
+    return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong if count else None)
