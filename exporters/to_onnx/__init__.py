@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qn_deploy.exporting.runner import Runner
     from qn_deploy.lowering.lower import Activations, Form, Lowered
     from qn_deploy.lowering.rules import Rules
+    from qn_deploy.program.account import Part
     from qn_deploy.program.program import Batch, Program
     from qn_deploy.targets import Target
 
@@ -84,6 +85,12 @@ class OnnxExporter:
     def is_container(self, data: bytes) -> bool:
         """Never: a shell needs its sidecar."""
         return False
+
+    def account(self, data: bytes) -> tuple[Part, ...]:
+        """Every byte of a file, by weight and kind."""
+        from .account import account
+
+        return account(data)
 
 
 EXPORTER = OnnxExporter()
