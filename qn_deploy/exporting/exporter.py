@@ -71,7 +71,8 @@ class Exporter(Protocol):
             metadata calls "flag".
 
     An exporter may also have a `runner`, a `qn_deploy.exporting.runner.Runner`: then its files run on devices too. And a method
-    `account(data) -> tuple[qn_deploy.program.account.Part, ...]`: then `qn-deploy inspect` tells what each byte of its files is.
+    `account(data) -> tuple[qn_deploy.program.account.Part, ...]`: then `qn-deploy inspect` tells what each byte of its files is. And a
+    method `opened(data, parts) -> Callable[[Batch], Batch]`, a program that stays loaded: then `qn-deploy bench` times its files.
     """
 
     filename: str

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from qn_deploy.bench.measure import Times
     from qn_deploy.exporting.manifest import FileEntry, Manifest, WeightEntry
     from qn_deploy.program.account import Part
     from qn_deploy.targets import Target
@@ -102,6 +103,19 @@ def _summed(counts: Iterable[tuple[str, int]], most: int = 12) -> list[tuple[str
     order = sorted(total.items(), key=lambda entry: -entry[1])
     rest = sum(count for _, count in order[most:])
     return order[:most] + ([("all others", rest)] if rest else [])
+
+
+def times_table(folder: str, times: Iterable[Times]) -> Table:
+    """What was measured of each program, and its median beside that of the first of its exporter and batch."""
+    table = new_table(
+        "program", "batch", "file", "load", "first run", "p50", "p90", "memory", "p50 to tables", title=f"{folder}: times in ms"
+    )
+    first: dict[tuple[str, int], float] = {}
+    for each in times:
+        base = first.setdefault((each.exporter, each.batch), each.p50_ms)
+        numbers = (f"{value:.2f}" for value in (each.load_ms, each.first_ms, each.p50_ms, each.p90_ms))
+        table.add_row(each.name, str(each.batch), size(each.bytes), *numbers, f"{each.memory_mb:.1f} MB", f"{each.p50_ms / base:.2f} x")
+    return table
 
 
 def devices_table(devices: Iterable[Found]) -> Table:
