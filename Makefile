@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow test-all test-arm check apk test-android test-android-native clean
+.PHONY: demo test test-slow test-all test-arm faults check apk test-android test-android-native clean
 
 demo: .venv/demo
 	$(BIN)/qn-deploy demo
@@ -18,6 +18,11 @@ test-slow: .venv/test
 	$(BIN)/python -m pytest -n 0 -m alone tests/test_benchmarks.py
 
 test-all: test test-slow
+
+# Attacks by the thousand, hostile files, kills and full disks, at the length that SECURITY.md speaks of: hours. FAULTS= is the short form.
+FAULTS ?= full
+faults: .venv/test
+	FAULTS=$(FAULTS) $(BIN)/python -m pytest -m faults tests/faults
 
 # Emulated 64-bit ARM processors. What is missing is fetched into the cache folder by apt and pip, without root.
 test-arm: .venv/test

@@ -16,12 +16,12 @@ from workloads import WORKLOADS, Workload, random_program
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.isolated import Run, RuntimeFailure
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.capture import capture
 from qn_deploy.verification.devices.device import Ended, call
 from qn_deploy.verification.devices.qemu import Qemu
 from qn_deploy.verification.devices.run import run_on
-from qn_deploy.verification.isolated import Run, RuntimeFailure
 
 TITLE = "Instructions of 64-bit ARM"
 PROCESSORS = ("cortex-a53", "cortex-a76")  # without and with dot products of int8

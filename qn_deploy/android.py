@@ -52,11 +52,11 @@ def bundle(build: Path, app: Path, name: str, pte: bool = False) -> Bundled:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise InputError(f"{name!r} can't be the name of a model in the app; use letters, digits, - and _: --name digits")
     manifest = read_manifest(build)
-    programs = dict(_programs(manifest, pte))
+    programs = list(_programs(manifest, pte))
     if not programs:
         raise InputError(f"{build} holds nothing that the app runs ({', '.join(manifest.files)}); export for onnx or executorch")
-    data = {file: read_listed(build / file, sha256) for file, sha256 in {**programs, GOLDEN: manifest.golden_sha256}.items()}
-    data[MANIFEST] = read_bytes(build / MANIFEST)
+    data = {file: read_listed(build, file, manifest) for file in (*programs, GOLDEN)}
+    data[MANIFEST] = manifest.to_json().encode()
     models = app / MODELS
     index = _read_index(models / INDEX)
     index[name] = {"files": sorted(programs), "manifest_sha256": hashlib.sha256(data[MANIFEST]).hexdigest()}
@@ -70,15 +70,15 @@ def bundle(build: Path, app: Path, name: str, pte: bool = False) -> Bundled:
     return Bundled(models / name, {file: len(content) for file, content in data.items()})
 
 
-def _programs(manifest: Manifest, pte: bool) -> Iterator[tuple[str, str]]:
-    """Name and SHA-256 of the files that the app runs."""
+def _programs(manifest: Manifest, pte: bool) -> Iterator[str]:
+    """Names of the files that the app runs."""
     for name, entry in manifest.files.items():
         if entry.parts:
             raise InputError(f"{name} is kept in {1 + len(entry.parts)} files, as it is larger than 2 GB; that is too large for an app")
         if entry.exporter == "onnx" or (entry.exporter == "executorch" and (pte or not entry.companions)):
-            yield name, entry.sha256  # a .pte without a container needs no backend of ours
+            yield name  # a .pte without a container needs no backend of ours
         if entry.exporter in ("onnx", "executorch"):
-            yield from ((other, found.sha256) for other, found in entry.companions.items())
+            yield from entry.companions
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from qn_deploy.exporters.to_executorch.build import build_backend
 from qn_deploy.exporting.config import ExportConfig
 from qn_deploy.exporting.export import export
 from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.isolated import Run
 from qn_deploy.exporting.manifest import MANIFEST
 from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations, Form, lower
@@ -34,7 +35,6 @@ from qn_deploy.verification import ladder, layers
 from qn_deploy.verification.devices.bundle import find_bundle
 from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.find import CPU, open_device
-from qn_deploy.verification.isolated import Run
 from qn_deploy.verification.judge import Check
 from qn_deploy.verification.ladder import verify
 from qn_deploy.verification.report import Report
@@ -215,7 +215,7 @@ class Climb:
 def climbs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Climb]:
     """The climb of a fixture by its name, made when it is first asked for.
 
-    The runtimes run in this process: `qn_deploy.verification.isolated` has its own tests, and a child for each program would take a minute.
+    The runtimes run in this process: `qn_deploy.exporting.isolated` has its own tests, and a child for each program would take a minute.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one folder for all workers

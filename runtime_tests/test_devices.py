@@ -9,11 +9,11 @@ import pytest
 
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.exporting.golden import read_vectors
+from qn_deploy.exporting.isolated import Run
 from qn_deploy.exporting.manifest import GOLDEN
 from qn_deploy.verification.devices.climb import climb as climb_on
 from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.run import Timed, run_on
-from qn_deploy.verification.isolated import Run
 from qn_deploy.verification.judge import identical, judge
 
 pytestmark = pytest.mark.device

@@ -93,6 +93,7 @@ def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> N
         f"reading {model.path}",
         *[f"writing {name}" for name in ("model.pte", "model.onnx")],
         "running the simulated program",
+        "running each file once",
         f"saving to {build.folder}",
     ]
     for entry in read_manifest(build.folder).files.values():

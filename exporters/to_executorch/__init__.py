@@ -80,6 +80,12 @@ class ExecutorchExporter:
 
         return weight_hashes(data)
 
+    def table_hashes(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
+        """The sha256 of each weight that is a table."""
+        from .read import table_hashes
+
+        return table_hashes(data)
+
     def dense(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
         """The stock program."""
         from .pte import to_stock

@@ -70,6 +70,12 @@ class OnnxExporter:
 
         return weight_hashes(data, parts)
 
+    def table_hashes(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
+        """The sha256 of each weight that is a table."""
+        from .read import table_hashes
+
+        return table_hashes(data, parts)
+
     def dense(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
         """The model with plain int8 weights."""
         from .read import dense

@@ -75,6 +75,11 @@ def weight_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str
     return {hashlib.sha256(values.tobytes()).hexdigest() for values in constants}
 
 
+def table_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
+    """The sha256 of the int8 values of each weight that nodes of the file decode from a table."""
+    return {hashlib.sha256(table.values.tobytes()).hexdigest() for table in _tables(inlined(load_whole(data, parts)))}
+
+
 def dense(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
     """The same model with each table expanded, see `expanded`, as one file.
 

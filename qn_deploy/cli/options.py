@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
 from pathlib import Path
@@ -12,7 +13,6 @@ import click
 from qn_deploy.errors import QnDeployError
 from qn_deploy.units import read_minutes, read_size
 
-PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, for machines.")
 
 
@@ -30,6 +30,19 @@ class _Unit(click.ParamType):  # type: ignore[type-arg]
 
 
 SIZE, MINUTES = _Unit("size", read_size), _Unit("time", read_minutes)
+
+
+class _Path(click.Path):
+    """A path; one with a NUL byte, which no file can have, is an error of usage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as pathlib has it."""
+        if "\0" in os.fspath(value):
+            self.fail("there is a NUL byte in the name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
 _CHOSEN = "qn_deploy.exporters"  # key of the context's notes
 
 

@@ -26,7 +26,7 @@ from qn_deploy.weights.tables import as_weight, codebooks, grid_step, groups, no
 
 _FIRST = Effort(iterations=10, sample=256)  # of the k-means, whose centroids are only the first
 _AT_ONCE = 128  # weights of a row that are coded before the rest of it is moved
-_REFIT_STEPS = 10  # of conjugate gradients: three times as many change the loss by less than the rounding of centroids does
+_REFIT_STEPS = 3  # of conjugate gradients: more rounds of codes gain more than more steps in each
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -48,7 +48,7 @@ class Feedback:
     damping: float = 0.01
     correction: float = 0.5
     correction_damping: float = 0.1
-    rounds: int = 3
+    rounds: int = 6
 
     def __post_init__(self) -> None:
         if min(self.damping, self.correction_damping) <= 0 or not 0 <= self.correction <= 1 or self.rounds < 1:

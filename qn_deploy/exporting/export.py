@@ -16,9 +16,11 @@ from qn_deploy.exporting.collapse import collapsed
 from qn_deploy.exporting.config import ExportConfig, options_for
 from qn_deploy.exporting.describe import describe_inputs, describe_outputs, describe_weights, float_bytes, output_steps, theoretical_bytes
 from qn_deploy.exporting.exporter import Exporter, Written, find_exporters
+from qn_deploy.exporting.folder import check_place, replacing
 from qn_deploy.exporting.golden import Vectors
-from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, BesideEntry, FileEntry, Manifest, read_manifest
-from qn_deploy.files import make_folder, write_atomic
+from qn_deploy.exporting.isolated import Child
+from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, BesideEntry, FileEntry, Manifest, listed_names
+from qn_deploy.exporting.trial import try_files
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations, Form, Lowered, choose_activations, lower
 from qn_deploy.lowering.narrow import narrow
@@ -34,7 +36,9 @@ def export(
 ) -> Build:
     """Writes a build folder: a file for each exporter, golden.safetensors, manifest.json.
 
-    Everything is made in memory first and the manifest is written last, so a failed export leaves an earlier build as it was.
+    Everything is made in memory first, and each file is loaded and run once in a child process. Then the folder is replaced as a whole: an
+    earlier build stays until the new one is on the disk, and a failed export leaves it as it was. Files in the folder that no export wrote
+    are carried over. Two exports into one folder at once: the second waits for the first.
 
     Args:
         program: what to export.
@@ -47,20 +51,24 @@ def export(
         ExportError: a runtime can't take the program, or an output became constant.
     """
     folder = Path(folder)
+    check_place(folder)
     chosen = _chosen(config)
     options = {name: options_for(name, exporter, config.options.get(name, {})) for name, exporter in chosen.items()}
     activations = _activations(program, config, chosen, options)
     if config.centroid_range is not None:
         program = narrow(program, config.centroid_range)
-    form = cache(partial(lower, program))  # exporters that want the same form get the same
-    written: dict[str, Written] = {}
-    for name, exporter in chosen.items():
-        progress(f"writing {exporter.filename}")
-        written[name] = write_file(exporter, program, activations, options[name], TARGETS[config.target], form)
-    progress("running the simulated program")
-    vectors = _golden(program, chosen, written)
-    if not config.allow_constant:
-        _refuse_collapsed(program, vectors)
+    with Child() as child:  # starts while this process lowers
+        form = cache(partial(lower, program))  # exporters that want the same form get the same
+        written: dict[str, Written] = {}
+        for name, exporter in chosen.items():
+            progress(f"writing {exporter.filename}")
+            written[name] = write_file(exporter, program, activations, options[name], TARGETS[config.target], form)
+        progress("running the simulated program")
+        vectors = _golden(program, chosen, written)
+        if not config.allow_constant:
+            _refuse_collapsed(program, vectors)
+        progress("running each file once")
+        try_files(chosen, written, vectors.inputs, vectors.simulated, child)
     golden = vectors.to_bytes()
     manifest = Manifest(
         config=config,
@@ -68,6 +76,7 @@ def export(
         inputs=describe_inputs(program),
         outputs=describe_outputs(program),
         files={exporter.filename: _file_entry(name, exporter, written[name]) for name, exporter in chosen.items()},
+        golden_bytes=len(golden),
         golden_sha256=_sha256(golden),
         weights=describe_weights(program),
         theoretical_bytes=theoretical_bytes(program),
@@ -80,7 +89,8 @@ def export(
     files = {GOLDEN: golden}
     for name, exporter in chosen.items():
         files |= {exporter.filename: written[name].data, **written[name].companions, **written[name].parts}
-    _save(folder, files, manifest)
+    with replacing(folder, listed_names, progress) as write:
+        write({**files, MANIFEST: manifest.to_json().encode()})
     return Build(folder, manifest)
 
 
@@ -108,20 +118,6 @@ def write_file(
     options = exporter.options() if options is None else options
     form = form or partial(lower, program)
     return exporter.write(program, tuple(form(wanted) for wanted in exporter.forms(activations, options)), options, target)
-
-
-def _save(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
-    """Writes a build, its manifest last, and removes what only the build before it had; what is none of a build's files stays."""
-    make_folder(folder)
-    try:
-        before = read_manifest(folder).file_names
-    except InputError:
-        before = set()
-    for name, data in files.items():
-        write_atomic(folder / name, data)
-    write_atomic(folder / MANIFEST, manifest.to_json().encode())
-    for name in before - files.keys():
-        (folder / name).unlink(missing_ok=True)
 
 
 def _chosen(config: ExportConfig) -> dict[str, Exporter]:

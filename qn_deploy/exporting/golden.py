@@ -10,10 +10,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from qn_deploy.errors import InputError
-from qn_deploy.exporting.manifest import FileEntry, Manifest, read_listed
+from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, FileEntry, Manifest, TensorEntry, read_listed
 from qn_deploy.program.program import Batch
 
 # The file's keys are INPUT/I, FLOAT/I, SIMULATED/EXPORTER/I and REFERENCE/EXPORTER/I; I counts from 0. The app reads them as well.
+ROUNDING, MAX_LEVELS = 1e-5, 255  # of a product that was rounded to float32; int8 less a zero point of int8
 INPUT, FLOAT, SIMULATED, REFERENCE = "input", "float", "simulated", "reference"
 
 
@@ -46,15 +47,16 @@ class Vectors:
         return save({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()})
 
 
-def read_vectors(path: Path, manifest: Manifest) -> Vectors:
+def read_vectors(folder: Path, manifest: Manifest) -> Vectors:
     """The golden vectors of a build, with every output that the rungs compare.
 
     Raises:
-        InputError: the file is missing, damaged, or does not hold them all.
+        InputError: the file is missing, damaged, does not hold them all, holds others, or holds no numbers.
     """
+    path = folder / GOLDEN
     try:
-        golden = load(read_listed(path, manifest.golden_sha256))
-    except SafetensorError as error:
+        golden = load(read_listed(folder, GOLDEN, manifest))
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that torch does not have
         raise InputError(f"{path} is damaged ({error}); export the model again") from None
 
     def batch(prefix: str) -> Batch:
@@ -64,12 +66,39 @@ def read_vectors(path: Path, manifest: Manifest) -> Vectors:
         return found
 
     entries = manifest.files.values()
-    return Vectors(
+    vectors = Vectors(
         inputs=batch(INPUT),
         floats=batch(FLOAT),
         simulated={entry.exporter: batch(f"{SIMULATED}/{entry.exporter}") for entry in entries},
         references={entry.exporter: batch(f"{REFERENCE}/{entry.exporter}") for entry in entries if entry.is_static},
     )
+    _check(vectors, manifest, golden, path)
+    return vectors
+
+
+def _check(vectors: Vectors, manifest: Manifest, golden: dict[str, Tensor], path: Path) -> None:
+    """Every tensor has a place, and the form and the grid that the manifest states for it; references are judged on the rungs."""
+    batches = [vectors.floats, *vectors.simulated.values()]
+    if len(golden) != len(vectors.inputs) + sum(map(len, (*batches, *vectors.references.values()))):
+        raise InputError(f"{path} holds vectors of a file that the manifest does not list; export the model again")
+    for batch, entries in ((vectors.inputs, manifest.inputs), *((batch, manifest.outputs) for batch in batches)):
+        if len(batch) != len(entries) or not all(map(_fits, batch, entries)):
+            raise InputError(f"{path} holds other tensors than the manifest's inputs and outputs; export the model again")
+    for name, entry in manifest.files.items():
+        for step, tensor in zip(entry.steps, vectors.simulated[entry.exporter], strict=True):
+            if step is not None and not _on_grid(tensor, step):
+                raise InputError(f"{name} has the step {step:g} in {MANIFEST}, and {path} holds no multiples of it; export the model again")
+
+
+def _fits(tensor: Tensor, entry: TensorEntry) -> bool:
+    sizes = len(tensor.shape) == len(entry.shape) and all(own in (None, size) for own, size in zip(entry.shape, tensor.shape, strict=True))
+    return sizes and str(tensor.dtype) == f"torch.{entry.dtype}"
+
+
+def _on_grid(tensor: Tensor, step: float) -> bool:
+    """True if these are products of a step and integers of 8 bits and a zero point of 8 bits."""
+    levels = (tensor.double() / step).round()
+    return bool(((levels * step - tensor).abs() <= ROUNDING * tensor.abs()).all()) and bool((levels.abs() <= MAX_LEVELS).all())
 
 
 def _batch(golden: dict[str, Tensor], prefix: str) -> Batch:

@@ -96,7 +96,7 @@ def gather(folder: Path, program: Program | None, checks: tuple[Check, ...] | No
         for file, entry in manifest.files.items()
     }
     hashes = {name: entry.sha256 for name, entry in manifest.files.items()} | {GOLDEN: manifest.golden_sha256}
-    layers = {name: {entry.kind: entry.bytes} for name, entry in manifest.weights.items()}
+    layers: dict[str, dict[str, int]] = {name: {entry.kind: entry.bytes} for name, entry in manifest.weights.items()}
     found = {} if program is None else program.weights
     layers |= {name: parts_of(weight) for name, weight in found.items()}
     whole = {name: sum(parts.values()) for name, parts in layers.items()}

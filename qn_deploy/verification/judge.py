@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from qn_deploy.exporting.golden import Vectors
+from qn_deploy.exporting.isolated import RuntimeFailure
 from qn_deploy.exporting.manifest import FileEntry, Manifest
 from qn_deploy.program.program import Batch
-from qn_deploy.verification.isolated import RuntimeFailure
 from qn_deploy.verification.numerics import Agreement, compare
 
 MIN_SQNR_DB = 40.0  # runtime against simulation, where no exact rule exists: one rounding moves what follows it by a step
@@ -70,6 +70,8 @@ def judge(
         return Check(rung, what, str(found), "runs", False)
     if (forms := _forms(found)) != (wanted := _forms(expected)):
         return Check(rung, what, forms, wanted, False)
+    if len(found) != len(manifest.outputs):
+        return Check(rung, what, f"{len(found)} outputs", f"{len(manifest.outputs)} outputs", False)
     if not any(tensor.numel() for tensor in expected):
         return Check(rung, what, "no values: nothing was compared", "values", False)
     checks = [

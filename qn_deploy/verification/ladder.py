@@ -18,14 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qn_deploy.errors import InputError, QnDeployError
+from qn_deploy.errors import QnDeployError
 from qn_deploy.exporting.exporter import Exporter, TooLargeError, find_exporters
 from qn_deploy.exporting.golden import Vectors, read_vectors
-from qn_deploy.exporting.manifest import GOLDEN, FileEntry, Manifest, read_listed, read_manifest
+from qn_deploy.exporting.isolated import Run, RuntimeFailure, run_isolated
+from qn_deploy.exporting.manifest import FileEntry, Manifest, read_listed, read_manifest
 from qn_deploy.program.program import Batch, Program
+from qn_deploy.verification.claims import check_listed, check_tables
 from qn_deploy.verification.devices.climb import climb
 from qn_deploy.verification.devices.find import CPU, open_device
-from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
 from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, identical, judge, similar
 from qn_deploy.verification.layers import check_layers
 from qn_deploy.verification.loss import check_loss
@@ -56,11 +57,9 @@ def verify(
     machines = tuple(open_device(name) for name in devices if name != CPU)  # this machine runs them anyway
     manifest = read_manifest(folder)
     exporters = find_exporters()
-    for name, entry in manifest.files.items():
-        if entry.exporter not in exporters:
-            raise InputError(f"{name} was written by the exporter {entry.exporter!r}, which is not installed here")
-    golden = read_vectors(folder / GOLDEN, manifest)
-    files = {name: _read_files(folder, name, entry) for name, entry in manifest.files.items()}
+    check_listed(folder, manifest, exporters)
+    golden = read_vectors(folder, manifest)
+    files = {name: _read_files(folder, name, manifest) for name, entry in manifest.files.items()}
     checks: list[Check] = []
     outputs: dict[str, Batch] = {}
     for name, entry in manifest.files.items():
@@ -91,11 +90,10 @@ class _Files:
     parts: dict[str, bytes]
 
 
-def _read_files(folder: Path, name: str, entry: FileEntry) -> _Files:
-    companions, parts = (
-        {beside: read_listed(folder / beside, found.sha256) for beside, found in files.items()} for files in (entry.companions, entry.parts)
-    )
-    return _Files(read_listed(folder / name, entry.sha256), companions, parts)
+def _read_files(folder: Path, name: str, manifest: Manifest) -> _Files:
+    entry = manifest.files[name]
+    companions, parts = ({beside: read_listed(folder, beside, manifest) for beside in files} for files in (entry.companions, entry.parts))
+    return _Files(read_listed(folder, name, manifest), companions, parts)
 
 
 def _check_file(
@@ -104,12 +102,14 @@ def _check_file(
     runs = [Run(files.data, parts=files.parts)]
     try:
         checks = [_check_weights(manifest, entry, name, exporter.weight_hashes(files.data, files.parts))]
+        if strange := check_tables(manifest, name, exporter.table_hashes(files.data, files.parts)):
+            checks.append(strange)
         dense = exporter.dense(files.data, files.parts)
         runs.append(Run(dense))
     except TooLargeError as error:
         checks.append(Check(4, f"{name}, tables to dense weights", str(error), "not compared", None))
-    except QnDeployError as error:
-        return [Check(1, f"{name}: weights", str(error), "decode", False)], None
+    except Exception as error:  # of a file that was made to deceive, a reader may raise anything
+        return [Check(1, f"{name}: weights", _told(error), "decode", False)], None
     shipped, *twins = run_isolated(entry.exporter, tuple(runs), golden.inputs)
     expected = expected_of(entry, golden)
     runtime = judge(3, f"{name} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criterion)
@@ -129,12 +129,18 @@ def _check_file(
     return checks, shipped
 
 
+def _told(error: Exception) -> str:
+    """One line on an error, with its class where it is not one of ours."""
+    words = (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return words if isinstance(error, QnDeployError) else f"{type(error).__name__}: {words}"
+
+
 def _runs(files: _Files, exporter: Exporter) -> tuple[Run, ...]:
     """The file as it is, and with dense weights if it has such a form."""
     shipped = Run(files.data, parts=files.parts)
     try:
         return shipped, Run(exporter.dense(files.data, files.parts))
-    except QnDeployError:  # reported by the climb on this machine
+    except Exception:  # reported by the climb on this machine
         return (shipped,)
 
 
@@ -142,22 +148,23 @@ def _check_companions(companions: dict[str, bytes], dense: bytes, exporter: Expo
     try:
         identical = exporter.rebuild(companions) == dense
         found = "byte-identical" if identical else "other bytes"
-    except QnDeployError as error:
-        found, identical = str(error), False
+    except Exception as error:
+        found, identical = _told(error), False
     return Check(4, f"{', '.join(companions)} to the dense program", found, "byte-identical", identical)
 
 
 def _check_weights(manifest: Manifest, entry: FileEntry, name: str, found: set[str]) -> Check:
-    """Each table of the file; one that was stored dense or folded away on purpose, and is not found for that, is named and not wrong."""
+    """Each table of the file with its scales; one that was stored dense or folded away on purpose is named and not wrong."""
+    tables = {weight: known for weight, known in manifest.weights.items() if known.is_table}
     missing = {
         weight
-        for weight, known in manifest.weights.items()
-        if known.is_table and known.sha256 not in found and not found.issuperset(known.parts)
+        for weight, known in tables.items()
+        if (known.sha256 not in found and not found.issuperset(known.parts)) or (known.scale and known.scale not in found)
     }
     meant = {"stored dense": missing.intersection(entry.dense), "folded into a constant": missing.intersection(entry.folded)}
     wrong = missing.difference(*meant.values())
-    tables = sum(known.is_table for known in manifest.weights.values()) - len(missing) + len(wrong)
+    count = len(tables) - len(missing) + len(wrong)
     said = {"wrong": wrong, **meant}
     listed = [f"{what}: {', '.join(sorted(weights))}" for what, weights in said.items() if weights]
-    verdict = "; ".join((f"{tables - len(wrong)} of {tables} tables", *listed))
-    return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong if tables else None)
+    verdict = "; ".join((f"{count - len(wrong)} of {count} tables", *listed))
+    return Check(1, f"{name}: weights decode to the table", verdict, "exact", not wrong if count else None)

@@ -21,6 +21,7 @@ from qn_deploy.exporting.config import options_for
 from qn_deploy.exporting.describe import describe_weights
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Exporter, find_exporters
+from qn_deploy.exporting.isolated import Run, RuntimeFailure, run_isolated
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
 from qn_deploy.lowering.lower import Activations, lower
 from qn_deploy.lowering.narrow import narrow
@@ -28,9 +29,9 @@ from qn_deploy.lowering.rules import Rules
 from qn_deploy.lowering.settle import is_quantized
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.store import load
+from qn_deploy.verification.claims import check_claims
 from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.run import Timed, run_on
-from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
 from qn_deploy.verification.judge import Check, describe
 from qn_deploy.verification.numerics import Agreement, compare
 from qn_deploy.verification.probe import Layer, probe
@@ -163,7 +164,7 @@ def check_layers(
     if describe_weights(program) != manifest.weights:
         given = "the program" if isinstance(model, Program) else model
         raise InputError(f"{given} has other weights than {report.folder}; give the model.pt that was exported into it")
-    checks = []
+    checks = check_claims(manifest, program, find_exporters())
     for name, entry in manifest.files.items():
         exporter = find_exporters()[entry.exporter]
         options = options_for(entry.exporter, exporter, config.options.get(entry.exporter, {}))

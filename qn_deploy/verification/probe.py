@@ -52,7 +52,7 @@ def probe(program: Program, inexact: set[str]) -> Probed:
     module: Any = program.exported.module(check_guards=False)  # a copy
     graph = module.graph
     output = next(node for node in graph.nodes if node.op == "output")
-    forms = {name: entry.kind for name, entry in describe_weights(program).items()}
+    forms: dict[str, str] = {name: entry.kind for name, entry in describe_weights(program).items()}
     layers: dict[Node, Layer] = {}
     for node in graph.nodes:
         if node.target in (*LAYERS, *_OTHERS, *CURVES) or (node.name in inexact and isinstance(node.meta["val"], Tensor)):

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from qn_deploy.exporting.exporter import find_exporters
-from qn_deploy.exporting.manifest import GOLDEN, MANIFEST
+from qn_deploy.exporting.isolated import Run
+from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, sealed
 from qn_deploy.program.program import Batch
-from qn_deploy.verification.isolated import Run
 from qn_deploy.verification.judge import Check
 from qn_deploy.verification.report import Report
 
@@ -30,8 +30,9 @@ class Folder:
 
     def manifest(self, change: Callable[[dict[str, Any]], None]) -> None:
         data = json.loads((self.path / MANIFEST).read_text())
+        del data["sha256"]
         change(data)
-        (self.path / MANIFEST).write_text(json.dumps(data))
+        (self.path / MANIFEST).write_text(sealed(data))
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file, and its hash with it: only the ladder can tell."""
@@ -40,13 +41,13 @@ class Folder:
 
         def rehash(manifest: dict[str, Any]) -> None:
             if name == GOLDEN:
-                manifest["golden_sha256"] = digest
+                manifest.update(golden_sha256=digest, golden_bytes=len(data))
             else:
                 manifest["files"][name].update(sha256=digest, bytes=len(data))
 
         self.manifest(rehash)
 
-    def golden(self, change: Callable[[dict[str, Tensor]], None]) -> None:
+    def golden(self, change: Callable[[dict[str, Tensor]], object]) -> None:
         tensors = safetensors.torch.load((self.path / GOLDEN).read_bytes())
         change(tensors)
         self.write(GOLDEN, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
@@ -62,7 +63,14 @@ class Folder:
         self.graph(lambda graph: set_constant(graph, name, change))
 
     def only(self, name: str) -> None:
+        """Takes all that belongs to other programs out of the build."""
+        entries = json.loads((self.path / MANIFEST).read_text())["files"]
+        exporter = entries[name]["exporter"]
         self.manifest(lambda data: data.update(files={name: data["files"][name]}))
+        for other in entries.keys() - {name}:
+            (self.path / other).unlink()
+        foreign = [f"{kind}/{entry['exporter']}/0" for entry in entries.values() for kind in ("simulated", "reference")]
+        self.golden(lambda tensors: [tensors.pop(key) for key in foreign if f"/{exporter}/" not in key])
 
     @property
     def step(self) -> float:

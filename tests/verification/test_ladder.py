@@ -13,10 +13,10 @@ from torch import Tensor
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_executorch import pte
 from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.isolated import Run, RuntimeFailure
 from qn_deploy.exporting.manifest import GOLDEN, MANIFEST
 from qn_deploy.program.program import Batch
 from qn_deploy.verification import ladder
-from qn_deploy.verification.isolated import Run, RuntimeFailure
 from qn_deploy.verification.judge import Check
 from qn_deploy.verification.ladder import verify
 from qn_deploy.weights import table_blob
@@ -167,13 +167,57 @@ def test_rung_3_is_a_ratio_where_an_operator_is_not_exact(good: Folder, here: No
 
 
 def test_nan_on_one_side_is_no_agreement(good: Folder, here: None) -> None:
-    def all_nan(golden: dict[str, Tensor]) -> None:
-        for name in [name for name in golden if not name.startswith("input/")]:
-            golden[name] = torch.full_like(golden[name], torch.nan)
+    def all_nan(*kinds: str) -> Callable[[dict[str, Tensor]], None]:
+        return lambda golden: golden.update({name: value * torch.nan for name, value in golden.items() if name.startswith(kinds)})
 
-    good.golden(all_nan)
+    good.golden(all_nan("reference/", "float/"))
     rungs = [check.rung for check in verify(good.path, min_sqnr_db=-1e9).checks if check.passed is False]
     assert rungs == [3, 3, 5, 5]
+    good.golden(all_nan("simulated/"))
+    with pytest.raises(InputError, match="holds no multiples of it"):
+        verify(good.path)
+
+
+def test_a_step_that_is_not_the_files_is_refused(good: Folder) -> None:
+    step = good.step
+    for wrong in (1e30, 2 * step, step * 1.5, 1e-30):
+        good.set(steps=[wrong])
+        with pytest.raises(InputError, match="holds no multiples of it"):
+            verify(good.path)
+
+
+def test_a_program_that_was_taken_out_of_the_manifest_is_refused(good: Folder) -> None:
+    whole = (good.path / "model.pte").read_bytes()
+    good.only("model.onnx")
+    good.write("model.onnx", (good.path / "model.onnx").read_bytes())
+    (good.path / "model.pte").write_bytes(whole)
+    with pytest.raises(InputError, match=r"model\.pte is not in the manifest, and would not be checked"):
+        verify(good.path)
+
+
+def test_vectors_of_a_program_that_was_taken_out_are_refused(good: Folder) -> None:
+    good.manifest(lambda data: data["files"].pop("model.pte"))
+    (good.path / "model.pte").unlink()
+    with pytest.raises(InputError, match="holds vectors of a file that the manifest does not list"):
+        verify(good.path)
+
+
+def test_a_table_that_the_manifest_does_not_list_is_told(good: Folder, here: None) -> None:
+    """A weight that was taken out, or is called int8, which no rung looks at."""
+    whole = (good.path / MANIFEST).read_bytes()
+    int8 = {"kind": "int8", "parts": [], "block_size": None, "codebooks": None, "centroids": None}
+    for change in (lambda data: data["weights"].pop("body.weight"), lambda data: data["weights"]["body.weight"].update(int8)):
+        (good.path / MANIFEST).write_bytes(whole)
+        good.manifest(change)
+        told = [check for check in verify(good.path).checks if "tables that the manifest does not list" in check.what]
+        assert [(check.found, check.passed) for check in told] == [("1 of 3", False)] * 2
+
+
+def test_garbage_with_the_right_hashes_is_a_line_of_the_report(good: Folder, here: None) -> None:
+    for name in ("model.onnx", "model.pte"):
+        good.write(name, b"\x08\x07garbage" * 50)
+    wrong = [check for check in verify(good.path).checks if check.passed is False]
+    assert [(check.what, "\n" in check.found) for check in wrong] == [("model.onnx: weights", False), ("model.pte: weights", False)]
 
 
 def test_rung_4_dense_weights(good: Folder, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,13 +255,14 @@ def test_what_was_not_written_as_a_table_on_purpose_is_named_and_not_wrong(good:
 
 def test_nothing_compressed_is_no_success(good: Folder, here: None) -> None:
     good.manifest(lambda data: data.update(weights={}))
-    report = verify(good.path)
-    assert failed(report) == [(1, "compressed weights")]
+    files = [(1, f"{name}: tables that the manifest does not list") for name in ("model.onnx", "model.pte")]
+    assert failed(verify(good.path)) == [*files, (1, "compressed weights")]
 
 
 def test_files_of_several_schemes_lie_side_by_side(good: Folder, here: None) -> None:
     """Each is compared with what belongs to it: the float one with the simulation, and not with the static one."""
     good.manifest(lambda data: data["files"]["model.pte"].update(activations="none", steps=[None]))
+    good.golden(lambda golden: golden.pop("reference/executorch/0"))
     report = verify(good.path)
     assert [check.what for check in report.checks if check.rung == 3] == ["model.onnx to integer reference", "model.pte to simulation"]
     assert not [check for check in report.checks if check.what == "model.onnx to model.pte"]
@@ -271,7 +316,7 @@ def test_a_folder_that_is_no_build(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere holds no manifest\.json"):
         verify(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/manifest\.json can't be read"):
+    with pytest.raises(InputError, match=r"file holds no manifest\.json"):
         verify(tmp_path / "file")
 
 
@@ -280,13 +325,13 @@ def test_a_folder_that_is_no_build(tmp_path: Path) -> None:
     [
         (b"", "is damaged"),
         (b"{", "is damaged"),
-        (b"\xff\xfe", "can't be read"),
+        (b"\xff\xfe", "is damaged"),
         (b"[" * 100_000, "is damaged"),
         (b"[]", "is no manifest of qn-deploy"),
         (b"{}", "is no manifest of qn-deploy"),
-        (b'{"format": "qn-deploy build"}', "has version None, this qn-deploy reads version 3"),
-        (b'{"format": "qn-deploy build", "version": 1}', "has version 1, this qn-deploy reads version 3"),
-        (b'{"format": "qn-deploy build", "version": 3}', "is damaged"),
+        (b'{"format": "qn-deploy build"}', "has version None, this qn-deploy reads version 4"),
+        (b'{"format": "qn-deploy build", "version": 1}', "has version 1, this qn-deploy reads version 4"),
+        (b'{"format": "qn-deploy build", "version": 4}', "is damaged"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
@@ -320,7 +365,7 @@ def test_a_manifest_with_unknown_or_missing_keys_is_refused(good: Folder) -> Non
     with pytest.raises(InputError, match=r"is damaged \(.*surprise.*export the model again"):
         verify(good.path)
     good.manifest(lambda data: (data.pop("surprise"), data.pop("weights")))
-    with pytest.raises(InputError, match=r"is damaged \('weights'\)"):
+    with pytest.raises(InputError, match=r"is damaged \(it has no 'weights'\)"):
         verify(good.path)
 
 

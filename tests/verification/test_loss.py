@@ -48,10 +48,15 @@ def test_an_output_of_one_range_is_one_line() -> None:
 
 
 def test_three_ranges_and_a_channel_of_zeros() -> None:
-    values = torch.tensor([[1e4, 1.0, 1e-4, 0.0, 0.5e4]])
+    values = torch.tensor([[1e4, 1.0, 1e-4, 0.0, 0.5e4]]).repeat(16, 1)
     parts = groups(values, values)
     assert [label for label, *_ in parts] == [", 2 channels up to 1e+04", ", 1 channels up to 1", ", 2 channels up to 0.0001"]
     assert sum(theirs.numel() for *_, theirs in parts) == values.numel()
+
+
+def test_a_logit_near_zero_for_a_few_images_is_no_range_of_its_own() -> None:
+    values = torch.tensor([[9.0, -0.01, 5.0], [8.0, 0.02, -4.0]])
+    assert [label for label, *_ in groups(values, values)] == [""]
 
 
 def test_what_collapsed_fails_unless_the_export_allowed_it() -> None:

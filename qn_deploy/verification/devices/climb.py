@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from qn_deploy.exporting.golden import Vectors
+from qn_deploy.exporting.isolated import Run
 from qn_deploy.exporting.manifest import Manifest
 from qn_deploy.program.program import Batch
 from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.run import Timed, run_on
-from qn_deploy.verification.isolated import Run
 from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, identical, judge
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qn_deploy.errors import QnDeployError, ToolchainError
+from qn_deploy.exporting.isolated import Run, RuntimeFailure
 from qn_deploy.exporting.runner import Runner, find_runners
 from qn_deploy.program.program import Batch
 from qn_deploy.verification.devices import tensors
 from qn_deploy.verification.devices.bundle import find_bundle
 from qn_deploy.verification.devices.device import Device, Ended, last_line
-from qn_deploy.verification.isolated import Run, RuntimeFailure
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qn_deploy.errors import ToolchainError
+from qn_deploy.exporting.isolated import Run, RuntimeFailure
 from qn_deploy.exporting.runner import Runner
 from qn_deploy.verification.devices import run as module
 from qn_deploy.verification.devices.device import Ended, call
 from qn_deploy.verification.devices.run import Timed, run_on
-from qn_deploy.verification.isolated import Run, RuntimeFailure
 
 # Its program is a word, and it does what the word says. $1 program, $2 inputs, $3 outputs.
 RUNNER = """#!/bin/sh

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qn_deploy.exporting.exporter import find_exporters
-from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
+from qn_deploy.exporting.isolated import Run, RuntimeFailure, run_isolated
 
 
 @pytest.fixture(autouse=True)
