@@ -13,7 +13,7 @@ from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.exporting.golden import read_vectors
-from qn_deploy.exporting.manifest import GOLDEN, Manifest, read_listed, read_manifest
+from qn_deploy.exporting.manifest import Manifest, read_listed, read_manifest
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Batch, Program
 
@@ -40,7 +40,7 @@ def bench(
         InputError: the folder holds no build, or a program does not take such a batch.
     """
     manifest = read_manifest(folder)
-    inputs = read_vectors(folder / GOLDEN, manifest).inputs
+    inputs = read_vectors(folder, manifest).inputs
     subjects = list(_subjects(folder, manifest, program))
     found = []
     for size in batches:
@@ -55,8 +55,8 @@ def _subjects(folder: Path, manifest: Manifest, program: Program | None) -> Iter
         exporter = exporters.get(entry.exporter)
         if exporter is None:
             raise InputError(f"{name} was written by the exporter {entry.exporter}, which is not installed")
-        data = read_listed(folder / name, entry.sha256)
-        parts = {part: read_listed(folder / part, listed.sha256) for part, listed in entry.parts.items()}
+        data = read_listed(folder, name, manifest)
+        parts = {part: read_listed(folder, part, manifest) for part in entry.parts}
         yield Subject(f"{name}, {TABLES}", entry.exporter, data, parts)
         yield Subject(f"{name}, {DENSE}", entry.exporter, exporter.dense(data, parts), {})
         if program is not None:

@@ -27,7 +27,7 @@ def account(path: Path) -> dict[str, tuple[Part, ...]]:
     """
     if path.is_dir():
         manifest = read_manifest(path)
-        return {name: _file(path / name, MANIFEST, GOLDEN) for name in (MANIFEST, *sorted(manifest.file_names))}
+        return {name: _file(path / name, MANIFEST, GOLDEN) for name in (MANIFEST, *sorted(manifest.listed))}
     return {path.name: _file(path)}
 
 
