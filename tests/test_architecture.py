@@ -21,8 +21,9 @@ ARROWS = {
     "exporters/to_onnx": {"exporting", "lowering", "program", "graph", "weights", "recipe", "exporters/kernels"},
     "exporters/to_executorch": {"exporting", "lowering", "program", "graph", "weights", "exporters/kernels"},
     "verification": {"exporting", "lowering", "program", "graph", "report"},
-    "report": {"exporting", "verification", "program", "graph", "weights"},
+    "report": {"exporting", "verification", "program", "graph", "weights", "bench"},
     "sources": {"compression", "program"},
+    "bench": {"exporting", "lowering", "program", "verification", "graph", "report"},
 }
 
 

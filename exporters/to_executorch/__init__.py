@@ -5,7 +5,7 @@ What imports executorch is imported when it is needed, see `qn_deploy.exporting.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from qn_deploy.errors import ExportError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qn_deploy.exporting.runner import Runner
     from qn_deploy.lowering.lower import Activations, Form, Lowered
     from qn_deploy.lowering.rules import Rules
+    from qn_deploy.program.account import Part
     from qn_deploy.program.program import Batch, Program
     from qn_deploy.targets import Target
 
@@ -103,6 +104,18 @@ class ExecutorchExporter:
         from .stock import MAGIC
 
         return data.startswith(MAGIC)
+
+    def opened(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> Callable[[Batch], Batch]:
+        """A loaded program, on as many threads as ExecuTorch takes."""
+        from .runtime import load_program
+
+        return load_program(data).run
+
+    def account(self, data: bytes) -> tuple[Part, ...]:
+        """Every byte of a file, by weight and kind."""
+        from .account import account
+
+        return account(data)
 
 
 EXPORTER = ExecutorchExporter()

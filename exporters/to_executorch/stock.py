@@ -65,7 +65,7 @@ def rebuild(container: bytes) -> bytes:
     _, version, count, size, digest = HEADER.unpack_from(container)
     if version != VERSION:
         raise InputError(f"stock form of version {version}; this qn-deploy reads version {VERSION}. Export the model again")
-    stored = list(_pieces(container, count))
+    stored = list(pieces(container, count))
     promised = sum(rebuilt for _, _, rebuilt in stored)
     if promised != size or not stored:
         raise InputError(f"stock form of {count} pieces that stand for {promised} bytes; its header promises {size}")
@@ -93,7 +93,7 @@ def _piece(kind: Kind, stored: bytes, rebuilt: int) -> bytes:
     return struct.pack("<I", zlib.crc32(checked)) + checked
 
 
-def _pieces(container: bytes, count: int) -> Iterator[tuple[Kind, bytes, int]]:
+def pieces(container: bytes, count: int) -> Iterator[tuple[Kind, bytes, int]]:
     """Kind, data and rebuilt bytes of each piece, its frame checked."""
     at = HEADER.size
     for number in range(count):

@@ -5,7 +5,7 @@ What imports onnx and onnxruntime is imported when it is needed, see `qn_deploy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from qn_deploy.exporting.exporter import NO_PARTS, Written
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qn_deploy.exporting.runner import Runner
     from qn_deploy.lowering.lower import Activations, Form, Lowered
     from qn_deploy.lowering.rules import Rules
+    from qn_deploy.program.account import Part
     from qn_deploy.program.program import Batch, Program
     from qn_deploy.targets import Target
 
@@ -90,6 +91,18 @@ class OnnxExporter:
     def is_container(self, data: bytes) -> bool:
         """Never: a shell needs its sidecar."""
         return False
+
+    def opened(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> Callable[[Batch], Batch]:
+        """A loaded model that runs as an app runs it, on one thread."""
+        from .read import opened
+
+        return opened(data, parts, exact=False)
+
+    def account(self, data: bytes) -> tuple[Part, ...]:
+        """Every byte of a file, by weight and kind."""
+        from .account import account
+
+        return account(data)
 
 
 EXPORTER = OnnxExporter()

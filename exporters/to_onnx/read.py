@@ -29,26 +29,34 @@ def run(data: bytes, batches: tuple[Batch, ...], optimized: bool = True, parts: 
 
     x86 processors without VNNI saturate sums of u8 * s8 pairs; `x64quantprecision` makes them exact, as on ARM.
     """
-    options = session_options(optimized, parts)
+    call = opened(data, parts, optimized)
+    return tuple(call(batch) for batch in batches)
+
+
+def opened(data: bytes, parts: Mapping[str, bytes] = NO_PARTS, optimized: bool = True, exact: bool = True) -> Callable[[Batch], Batch]:
+    """A loaded model that runs batches on one thread; `exact=False` leaves out what only sums of processors without VNNI need."""
+    options = session_options(optimized, parts, exact)
     if optimized and operators(data):
         options.register_custom_ops_library(str(build_library()))
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    results = []
-    for batch in batches:
+
+    def call(batch: Batch) -> Batch:
         feeds = {name: tensor.detach().numpy() for name, tensor in zip(names, batch, strict=True)}
-        results.append(tuple(torch.from_numpy(array) for array in session.run(None, feeds)))
-    return tuple(results)
+        return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
+
+    return call
 
 
-def session_options(optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS) -> onnxruntime.SessionOptions:
+def session_options(optimized: bool = True, parts: Mapping[str, bytes] = NO_PARTS, exact: bool = True) -> onnxruntime.SessionOptions:
     """The session options that verification runs with, external data in memory among them."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if parts:
         files = list(parts.values())
         options.add_external_initializers_from_files_in_memory(list(parts), files, [len(file) for file in files])

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qn_deploy.cli import android, compress, demo, devices, export, inspect, report, targets, unpack, verify
+from qn_deploy.cli import android, bench, compress, demo, devices, export, inspect, report, targets, unpack, verify
 from qn_deploy.errors import QnDeployError
 
 
@@ -59,5 +59,5 @@ def main() -> None:
     """
 
 
-for _module in (android, compress, demo, devices, export, inspect, report, targets, unpack, verify):
+for _module in (android, bench, compress, demo, devices, export, inspect, report, targets, unpack, verify):
     main.add_command(_module.command)

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from qn_deploy.cli.options import PATH
+from qn_deploy.cli.options import PATH, json_option
 
 
 @click.command("inspect")
-@click.argument("model", type=PATH)
-def command(model: Path) -> None:
-    """Show what MODEL (a model.pt) holds: each compressed weight, its tables and bytes, and what was left."""
+@click.argument("path", type=PATH, metavar="FILE")
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Show what every byte of FILE is: a model.pt, an .onnx, a .pte, a .qnz, or the folder of an export.
+
+    Of a model.pt each compressed weight is shown too, its tables, and what has another form than the recipe asked for.
+
+    \b
+    Examples:
+      qn-deploy inspect model.pt
+      qn-deploy inspect build --json
+    """  # noqa: D301  # click wants the character
     from rich.console import Console
 
+    from qn_deploy.exporting.account import account
     from qn_deploy.exporting.describe import describe_weights
     from qn_deploy.program.store import load
-    from qn_deploy.report.tables import weights_table
+    from qn_deploy.report.tables import account_table, weights_table
 
-    program = load(model)
-    Console().print(weights_table(str(model), describe_weights(program), program.left))
+    program = load(path) if path.suffix == ".pt" or not path.exists() else None
+    files = account(path)
+    if as_json:
+        click.echo(json.dumps({name: [asdict(part) for part in parts] for name, parts in files.items()}))
+        return
+    if program is not None:
+        Console().print(weights_table(str(path), describe_weights(program), program.left))
+    Console().print(account_table(files))

@@ -70,7 +70,9 @@ class Exporter(Protocol):
             a Literal of str, has a default and the metadata "help", and is an option of `qn-deploy export`: --EXPORTER-FIELD, or what its
             metadata calls "flag".
 
-    An exporter may also have a `runner`, a `qn_deploy.exporting.runner.Runner`: then its files run on devices too.
+    An exporter may also have a `runner`, a `qn_deploy.exporting.runner.Runner`: then its files run on devices too. And a method
+    `account(data) -> tuple[qn_deploy.program.account.Part, ...]`: then `qn-deploy inspect` tells what each byte of its files is. And a
+    method `opened(data, parts) -> Callable[[Batch], Batch]`, a program that stays loaded: then `qn-deploy bench` times its files.
     """
 
     filename: str

@@ -85,7 +85,7 @@ def gather(folder: Path, program: Program | None, checks: tuple[Check, ...] | No
         InputError: the folder holds no build, or a damaged one.
     """
     manifest = read_manifest(folder)
-    vectors = read_vectors(folder / GOLDEN, manifest)
+    vectors = read_vectors(folder, manifest)
     names = [entry.name for entry in manifest.outputs]
     outputs = {
         file: {

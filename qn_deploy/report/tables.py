@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from io import StringIO
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from qn_deploy.bench.measure import Times
     from qn_deploy.exporting.manifest import FileEntry, Manifest, WeightEntry
+    from qn_deploy.program.account import Part
     from qn_deploy.targets import Target
     from qn_deploy.verification.devices.find import Found
     from qn_deploy.verification.judge import Check
@@ -67,15 +70,52 @@ def report_table(folder: str, checks: Iterable[Check], verdict: str) -> Group:
 
 
 def weights_table(title: str, weights: Mapping[str, WeightEntry], left: Mapping[str, str]) -> Group:
-    """Each compressed weight: its form, shape, G codebooks of K centroids of d weights, and bytes against float; and what was left."""
-    table = new_table("weight", "form", "shape", "d", "G", "K", "bytes", "smaller", title=title)
+    """Each compressed weight: its form, shape, G codebooks of K centroids of d weights, and its bytes; and what was left."""
+    table = new_table("weight", "form", "shape", "d", "G", "K", "bytes", "bits a weight", title=title)
     for name, entry in weights.items():
-        plain = 4
-        for extent in entry.shape:
-            plain *= extent
         columns = ("" if value is None else str(value) for value in (entry.block_size, entry.codebooks, entry.centroids))
-        table.add_row(name, entry.kind, "x".join(map(str, entry.shape)), *columns, size(entry.bytes), f"{plain / entry.bytes:.1f} x")
+        table.add_row(
+            name, entry.kind, "x".join(map(str, entry.shape)), *columns, size(entry.bytes), f"{8 * entry.bytes / prod(entry.shape):.2f}"
+        )
     return Group(table, *_left(left))
+
+
+def account_table(files: Mapping[str, Iterable[Part]]) -> Group:
+    """For each file its bytes by kind, all of them, and the weights that take most."""
+    tables: list[RenderableType] = []
+    for file, listed in files.items():
+        parts = list(listed)
+        whole = sum(part.bytes for part in parts)
+        kinds, names = (_summed((getattr(part, field), part.bytes) for part in parts) for field in ("kind", "name"))
+        table = new_table("kind", "bytes", "share", title=f"{file}: {whole:,} bytes")
+        for kind, count in kinds:
+            table.add_row(kind, f"{count:,}", f"{count / max(whole, 1):.1%}")
+        largest = ", ".join(f"{name} {size(count)}" for name, count in names if name)
+        tables += [table, Text(f"largest: {largest}") if largest else Text("")]
+    return Group(*tables)
+
+
+def _summed(counts: Iterable[tuple[str, int]], most: int = 12) -> list[tuple[str, int]]:
+    """The sums by name, the largest first, at most so many and one for all others."""
+    total: dict[str, int] = {}
+    for name, count in counts:
+        total[name] = total.get(name, 0) + count
+    order = sorted(total.items(), key=lambda entry: -entry[1])
+    rest = sum(count for _, count in order[most:])
+    return order[:most] + ([("all others", rest)] if rest else [])
+
+
+def times_table(folder: str, times: Iterable[Times]) -> Table:
+    """What was measured of each program, and its median beside that of the first of its exporter and batch."""
+    table = new_table(
+        "program", "batch", "file", "load", "first run", "p50", "p90", "memory", "p50 to tables", title=f"{folder}: times in ms"
+    )
+    first: dict[tuple[str, int], float] = {}
+    for each in times:
+        base = first.setdefault((each.exporter, each.batch), each.p50_ms)
+        numbers = (f"{value:.2f}" for value in (each.load_ms, each.first_ms, each.p50_ms, each.p90_ms))
+        table.add_row(each.name, str(each.batch), size(each.bytes), *numbers, f"{each.memory_mb:.1f} MB", f"{each.p50_ms / base:.2f} x")
+    return table
 
 
 def devices_table(devices: Iterable[Found]) -> Table:

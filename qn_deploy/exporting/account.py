@@ -1,0 +1,49 @@
+"""Every byte of a file that this package writes, or of a folder of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qn_deploy.errors import InputError
+from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, read_manifest
+from qn_deploy.files import read_bytes
+from qn_deploy.program import container
+from qn_deploy.program.account import Part, account_of_model
+from qn_deploy.program.members import read_directory, read_members
+
+_ZIP = b"PK\3\4"
+
+
+def account(path: Path) -> dict[str, tuple[Part, ...]]:
+    """The parts of each file, by its name; those of a file sum up to its size.
+
+    Args:
+        path: a model.pt, a program or container of an installed exporter, or a build folder.
+
+    Raises:
+        InputError: it can't be read, or is none of these.
+    """
+    if path.is_dir():
+        manifest = read_manifest(path)
+        return {name: _file(path / name, MANIFEST, GOLDEN) for name in (MANIFEST, *sorted(manifest.listed))}
+    return {path.name: _file(path)}
+
+
+def _file(path: Path, *beside: str) -> tuple[Part, ...]:
+    data = read_bytes(path)
+    if path.name in beside:
+        return (Part("", "manifest" if path.name == MANIFEST else "examples", len(data)),)
+    if data.startswith(_ZIP) and container.MANIFEST in [entry.filename for entry in read_directory(data)]:
+        return account_of_model(read_members(data), len(data))
+    for exporter in find_exporters().values():
+        found: Callable[[bytes], tuple[Part, ...]] | None = getattr(exporter, "account", None)
+        if found is not None and (path.suffix == Path(exporter.filename).suffix or exporter.is_container(data)):
+            try:
+                return found(data)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+    if beside:  # a part or companion of an exporter that tells no more of it
+        return (Part("", "tables" if path.suffix == ".safetensors" else "program", len(data)),)
+    raise InputError(f"{path} is neither a model.pt nor a program of the installed exporters; their bytes can be told apart")
