@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -141,7 +142,8 @@ def _narrowed(program: Program, edge: ExportedProgram) -> dict[str, str]:
     facts = {}
     declared, left = _dynamic_sizes(program.exported), _dynamic_sizes(edge)
     for name, before, after in zip(program.inputs, declared, left, strict=True):
-        for axis, (least, most) in after.items():
+        for axis, (lowest, highest) in after.items():
+            least, most = max(lowest, before[axis][0]), min(highest, before[axis][1])
             if before[axis] != (least, most):
                 facts[f"{name}, dimension {axis}, takes only"] = str(least) if least == most else f"{least} to {most}"
     return facts
@@ -158,8 +160,8 @@ def _dynamic_sizes(exported: ExportedProgram) -> list[dict[int, tuple[int, int]]
 
 def _bounds(size: Any) -> tuple[int, int]:
     bounds = size.shape_env.bound_sympy(size.expr)
-    least = int(bounds.lower)
-    return least if least > 2 else 1, int(bounds.upper)  # torch says 2 where 1 is allowed, too
+    least, most = int(bounds.lower), int(bounds.upper) if bounds.upper.is_finite else sys.maxsize
+    return least if least > 2 else 1, most  # torch says 2 where 1 is allowed, too
 
 
 def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, bytes]:
