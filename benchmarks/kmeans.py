@@ -12,7 +12,7 @@ import torch
 from rows import Row, at_most, chosen, finish, json_option, seed_option
 from torch import Tensor
 
-from qn_deploy.compression.kmeans import kmeans, nearest
+from qn_deploy.weights.kmeans import kmeans, nearest
 
 TITLE = "k-means"
 FAISS_ITERATIONS = 15

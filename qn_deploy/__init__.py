@@ -3,6 +3,7 @@
     noise       noise.attach(model, recipe), noise.remove(model), while training
     capture     a trained module becomes a float Program; load takes a .pt2 as well
     compress    a float Program becomes a compressed one; ipq does it with fine-tuning, tune fine-tunes the result
+    plan        a float Program becomes one that loses the least within a size, or is the smallest within a loss
     calibrate   the ranges of static int8 activations
     save, load  model.pt
     export      export(program, folder, ExportConfig(...)): a folder of .onnx and .pte files
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qn_deploy import noise, recipe
-    from qn_deploy.compression import CompressConfig, IPQConfig, TuneConfig, calibrate, compress, ipq, tune
+    from qn_deploy.compression import CompressConfig, IPQConfig, PlanConfig, TuneConfig, calibrate, compress, ipq, plan, tune
     from qn_deploy.exporting.config import ExportConfig
     from qn_deploy.exporting.export import export
     from qn_deploy.program.capture import capture
@@ -30,6 +31,7 @@ __all__ = [
     "CompressConfig",
     "ExportConfig",
     "IPQConfig",
+    "PlanConfig",
     "TuneConfig",
     "calibrate",
     "capture",
@@ -38,6 +40,7 @@ __all__ = [
     "ipq",
     "load",
     "noise",
+    "plan",
     "recipe",
     "save",
     "tune",
@@ -45,7 +48,9 @@ __all__ = [
 ]
 
 _PLACES = {
-    **dict.fromkeys(("CompressConfig", "IPQConfig", "TuneConfig", "calibrate", "compress", "ipq", "tune"), "compression"),
+    **dict.fromkeys(
+        ("CompressConfig", "IPQConfig", "PlanConfig", "TuneConfig", "calibrate", "compress", "ipq", "plan", "tune"), "compression"
+    ),
     "ExportConfig": "exporting.config",
     "capture": "program.capture",
     "export": "exporting.export",

@@ -31,6 +31,7 @@ from qn_deploy.verification.ladder import verify
 SEED = 0
 EPOCHS, BATCH = 30, 64
 NOISE = 0.1  # rate p of Quant-Noise
+GRAIN = 0.3  # of the pixels while training, from -1 to 1: without it some digits that are drawn on a screen are read wrong
 TRAIN = 1_200  # of the 1,797 digits; the rest is the test set
 MAX_BATCH = 1_024  # the programs take any batch up to this
 
@@ -136,7 +137,8 @@ def train(digits: Digits, progress: Callable[[str], None]) -> nn.Module:
         if epoch % 10 == 0:
             progress(f"training with Quant-Noise, epochs {epoch + 1}-{epoch + 10} of {EPOCHS}")
         for batch in torch.split(torch.randperm(TRAIN), BATCH):
-            loss = F.cross_entropy(model(digits.train[batch]), digits.train_labels[batch])
+            images = digits.train[batch]
+            loss = F.cross_entropy(model(images + GRAIN * torch.randn_like(images)), digits.train_labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fcntl import LOCK_EX, flock
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,7 @@ FIXTURES = {
     "int8 without tables, static": Fixture(ConvNet, images, STATIC, all_as(Int8())),
     "int4, dynamic": Fixture(mlp, features, DYNAMIC, all_as(Int4())),
 }
+QUICK = ("linear, static", "demo's network, static")
 
 # What a lane needs beside its exporter; a ToolchainError says why it can't run here.
 LANES: dict[str, Callable[[], object]] = {"onnx": lambda: None, "executorch": build_backend}
@@ -201,7 +203,7 @@ class Climb:
         """Where a runtime leaves its reference, layer by layer: what to look at when something else fails."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layers, "run_isolated", _run_here)
-            return layers.check_program("layers", lane, find_exporters()[lane], self.program, self.activations, device)
+            return layers.check_program("layers", lane, find_exporters()[lane], self.program, self.activations, device)[0]
 
     @cached_property
     def lowered(self) -> ExportedProgram:
@@ -250,7 +252,12 @@ def _run_here(exporter: str, runs: tuple[Run, ...], inputs: Batch) -> tuple[Batc
     return tuple(runtime.run(run.data, (inputs,), optimized=run.optimized)[0] for run in runs)
 
 
-@pytest.fixture(params=list(FIXTURES))
+def lanes_of(names: Iterable[str]) -> list[Any]:
+    """Names of fixtures as parameters of a test; `make test` climbs with a few, `make test-slow` with the others."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(params=lanes_of(FIXTURES))
 def climb(request: pytest.FixtureRequest, climbs: Callable[[str], Climb]) -> Climb:
     """The climb of every fixture in turn."""
     return climbs(request.param)

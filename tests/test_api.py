@@ -22,6 +22,7 @@ def python(script: str) -> str:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_nothing_and_its_names_load_when_used() -> None:
     script = """if True:
         import sys, qn_deploy
@@ -40,8 +41,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    functions = {"calibrate", "capture", "compress", "export", "ipq", "load", "save", "tune", "verify"}
-    assert set(qn_deploy.__all__) == functions | {"noise", "recipe", "CompressConfig", "ExportConfig", "IPQConfig", "TuneConfig"}
+    functions = {"calibrate", "capture", "compress", "export", "ipq", "load", "plan", "save", "tune", "verify"}
+    configs = {"CompressConfig", "ExportConfig", "IPQConfig", "PlanConfig", "TuneConfig"}
+    assert set(qn_deploy.__all__) == functions | configs | {"noise", "recipe"}
     assert all(callable(getattr(qn_deploy, name)) for name in functions)
     for name in qn_deploy.__all__:
         assert getattr(qn_deploy, name).__doc__
@@ -68,6 +70,7 @@ def test_the_same_model_gives_the_same_bytes(model: Any, tmp_path: Path) -> None
     assert (tmp_path / "again.pt").read_bytes() == model.path.read_bytes()
 
 
+@pytest.mark.slow
 def test_from_a_module_to_a_report_in_python(model: Any, tmp_path: Path) -> None:
     """The results are typed, and print as the tables that the commands show."""
     build = qn_deploy.export(model.program, tmp_path, qn_deploy.ExportConfig("x86", only=("onnx",)))

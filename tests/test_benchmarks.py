@@ -219,6 +219,7 @@ def test_fit_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert wrong.accuracy(model) >= max(started[1:])
 
 
+@pytest.mark.slow
 def test_sst2_is_measured(tmp_path: Path) -> None:
     for file in load("sst2").FILES:
         (tmp_path / file).write_text("a good film\t1\na bad film\t0\n" * 16)
@@ -229,6 +230,7 @@ def test_sst2_is_measured(tmp_path: Path) -> None:
     assert "Quant-Noise, tables, tuned: mean" in measured and measured["float constants / ours"]["met"] is False
 
 
+@pytest.mark.slow
 def test_noise_on_resnet_is_measured(tmp_path: Path) -> None:
     for name in ("TRAIN", "TEST"):
         (tmp_path / getattr(cifar10, name)).parent.mkdir(exist_ok=True)

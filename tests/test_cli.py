@@ -100,6 +100,7 @@ def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> N
     assert build.export.out.splitlines()[-1] == f"next: qn-deploy verify {build.folder}"
 
 
+@pytest.mark.slow
 def test_verify_passes_on_the_real_runtimes(build: Any) -> None:
     done = subprocess.run([COMMAND, "verify", build.folder, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -121,6 +122,7 @@ def test_export_tells_what_to_set_and_the_same_model_gives_the_same_bytes(model:
     assert (folder / "model.onnx").read_bytes() == (build.folder / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_options_of_export_reach_the_exporters(model: Any, tmp_path: Path) -> None:
     result = run("export", model.path, "--only", "onnx", "--out", tmp_path, "--shell", "--centroid-range", "64", "--allow-unfused")
     assert result.exit_code == 0, result.output
@@ -156,6 +158,7 @@ def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypa
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_the_graph_form_is_exported_and_verified(model: Any, tmp_path: Path) -> None:
     result = run("export", model.path, "--only", "executorch", "--out", tmp_path, "--executorch-form", "graph")
     assert result.exit_code == 0, result.output
@@ -262,6 +265,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, command: str, make: 
     assert not (tmp_path / "build").exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
     pickled(tmp_path / "model.pt")
     done = subprocess.run([COMMAND, "export", tmp_path / "model.pt"], capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -275,7 +279,7 @@ def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
     [
         (["export", "m.pt", "--target", "vax"], "Error: Invalid value for '--target': 'vax' is not one of 'arm', 'x86'."),
         (["export", "m.pt", "--activations", "int4"], "Error: Invalid value for '--activations': 'int4' is not one of"),
-        (["export"], "Error: Missing argument 'MODEL'."),
+        (["export"], "Error: Missing argument 'SOURCE'. See qn-deploy export --help"),
         (["verify", "build", "--min-sqnr", "high"], "Error: Invalid value for '--min-sqnr': 'high' is not a valid float."),
         (["deploy"], "Error: No such command 'deploy'"),
     ],
@@ -303,10 +307,10 @@ GOOD = np.zeros((40, 1, 8, 8), np.float32)
         ({"image": GOOD.astype(np.float64)}, "image is float64; the model takes float32. Convert with .astype('float32')"),
         ({"image": np.where(np.arange(40).reshape(-1, 1, 1, 1) == 37, np.nan, GOOD).astype(np.float32)}, "batch 1, input image holds NaN"),
         ({"image": np.full((40, 1, 8, 8), np.inf, np.float32)}, "batch 0, input image holds NaN or infinity"),
-        ({"image": GOOD[:0]}, "holds 0 samples"),
+        ({"image": GOOD[:0]}, "image holds no samples; expected them along the first axis"),
         ({"images": GOOD}, "holds arrays ['images']; the model's inputs are ['image']. Save with np.savez(path, image=...)"),
         ({"image": GOOD, "label": GOOD}, "holds arrays ['image', 'label']; the model's inputs are ['image']"),
-        ({}, "holds arrays []; the model's inputs are ['image']"),
+        ({}, "holds no arrays; save one for each input: np.savez('data.npz', image=...)"),
         ({"image": np.array([object()])}, "can't be read as an .npz of plain arrays"),
     ],
     ids=["channels", "rank", "dtype", "NaN", "infinity", "empty", "name", "too many", "none", "pickle"],
@@ -322,7 +326,7 @@ def test_calibration_data_that_does_not_fit_is_refused(model: Any, tmp_path: Pat
     ("make", "message"),
     [
         (lambda path: None, "cannot read {path}: No such file or directory"),
-        (lambda path: path.mkdir(), "cannot read {path}: Is a directory"),
+        (lambda path: path.mkdir(), "{path} holds no images; expected files ending in .jpg"),
         (lambda path: path.write_bytes(b""), "can't be read as an .npz"),
         (lambda path: path.write_bytes(b"1,2,3\n"), "can't be read as an .npz"),
         (lambda path: path.write_bytes(b"PK\3\4" + bytes(50)), "can't be read as an .npz"),

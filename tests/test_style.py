@@ -76,19 +76,21 @@ def test_the_pattern_of_such_paths(text: str, bad: bool) -> None:
 
 
 def help_blocks() -> dict[str, str]:
-    """The text that README.md gives for each command's --help."""
+    """The text that docs/commands.md gives for each command's --help."""
     pattern = re.compile(r"<!-- help: (.+?) -->\n```text\n(.*?)\n?```\n<!-- /help -->", re.DOTALL)
-    return dict(pattern.findall((ROOT / "README.md").read_text()))
+    return dict(pattern.findall((ROOT / "docs" / "commands.md").read_text()))
 
 
 @pytest.mark.parametrize("command", ["qn-deploy", *(f"qn-deploy {name}" for name in main.commands)])
-def test_the_readme_gives_the_real_help(command: str) -> None:
+def test_the_docs_give_the_real_help(command: str) -> None:
     name, *arguments = command.split()
     result = CliRunner().invoke(main, [*arguments, "--help"], prog_name=name, terminal_width=100)
-    assert help_blocks().get(command) == result.output.rstrip("\n"), f"put the text of `{command} --help` between the markers in README.md"
+    assert help_blocks().get(command) == result.output.rstrip("\n"), (
+        f"put the text of `{command} --help` between the markers in docs/commands.md"
+    )
 
 
-def test_the_readme_gives_no_help_of_commands_that_do_not_exist() -> None:
+def test_the_docs_give_no_help_of_commands_that_do_not_exist() -> None:
     assert set(help_blocks()) == {"qn-deploy", *(f"qn-deploy {name}" for name in main.commands)}
 
 
@@ -102,6 +104,7 @@ SKIPPING = {
 }
 
 
+@pytest.mark.slow
 def test_qn_require_turns_skips_into_failures(tmp_path: Path) -> None:
     shutil.copy(ROOT / "conftest.py", tmp_path)
     for name, text in SKIPPING.items():

@@ -24,7 +24,7 @@ def build_backend(machine: Machine, libraries: Path) -> None:
     """
     include = runtimes() / "include"
     headers = ("-isystem", include, "-isystem", include / "executorch/runtime/core/portable_type/c10")
-    flags = ("-std=c++17", "-O2", "-fPIC", "-stdlib=libc++", "-Wall", "-Wextra", "-Werror")
+    flags = ("-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror")
     compiled = libraries / "backend.o"
     run(*machine.clang, *flags, *headers, "-c", SOURCE, "-o", compiled)
     # -lexecutorch, whose SONAME is libexecutorch_jni.so: found by that once the app has loaded it.

@@ -7,8 +7,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +17,17 @@ from qn_deploy import android
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_executorch import stock
 from qn_deploy.exporters.to_onnx import shell
-from qn_deploy.exporting.manifest import TensorEntry
 from qn_deploy.verification import judge
 from qn_deploy.verification.report import Report
 from qn_deploy.weights import table_blob
 
 SEED = 7
-RULES = {"IDENTICAL": judge.identical, "WITHIN_A_STEP": judge.within(judge.MAX_STEPS_TWINS), "SIMILAR": judge.similar}
+RULES = {
+    "IDENTICAL": judge.identical,
+    "WITHIN_A_STEP": judge.within(judge.MAX_STEPS_TWINS),
+    "SIMILAR": judge.similar,
+    "CLOSE": judge.close,
+}
 
 
 class Fixtures:
@@ -73,10 +75,8 @@ class Fixtures:
         """Pairs of tensors, and what the ladder says of them."""
         pairs, cases = list(_pairs()), []
         for pair, (found, expected, step) in enumerate(pairs):
-            manifest: Any = SimpleNamespace(outputs=(TensorEntry("output", "", ()),))
-            entry: Any = SimpleNamespace(steps=(step,))
             for rule, criterion in RULES.items():
-                check = judge.judge(3, "", (found,), (expected,), manifest, entry, criterion)
+                check = judge.judge_output(3, "", found, expected, step, criterion)
                 cases.append({"pair": pair, "rule": rule, "step": step, **_verdict(check)})
         (self.folder / "agreement.json").write_text(json.dumps({"cases": cases}))
         tensors = {f"{side}/{i}": pair[at].clone() for i, pair in enumerate(pairs) for at, side in enumerate(("found", "expected"))}
@@ -96,13 +96,19 @@ def _pairs() -> Iterator[tuple[Tensor, Tensor, float | None]]:
             yield -expected, expected, step
             yield expected + 0.05 * torch.randint(-1, 2, shape, generator=draw), expected, step
             yield expected + 1e-3 * torch.randn(shape, generator=draw), expected, step
+            yield expected + 3e-3 * torch.randn(shape, generator=draw), expected, step  # between the two limits in dB
             yield torch.zeros(shape), torch.zeros(shape), step
     for value in (float("nan"), float("inf"), -float("inf")):
         expected = torch.randn(2, 4, generator=draw)
         other = expected.clone()
         other[1, 2] = value
         yield from ((other, expected, step) for step in (None, 0.05))
-        yield other.clone(), other, 0.05
+        yield from ((expected, other, step) for step in (None, 0.05))
+        yield from ((other.clone(), other, step) for step in (None, 0.05))
+        yield from ((other + torch.tensor([0.0, 0.02, 0.0, 0.0]), other, step) for step in (None, 0.05))  # the same and noise beside it
+    tied = torch.tensor([[1.0, 2.0, 2.0], [3.0, 3.0, 1.0]])
+    yield tied + torch.tensor([0.0, 0.01, 0.0]), tied, None
+    yield tied, tied + torch.tensor([0.0, 0.0, 0.01]), None
     whole = torch.randint(-100, 100, (3, 4), generator=draw)
     for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.float64):
         yield whole.to(dtype), whole.to(dtype), None

@@ -61,7 +61,7 @@ def here(work: Path) -> Vm:
         raise BuildError(
             f"the runtimes' Android libraries are there for x86_64 and arm64-v8a under qemu; this machine is {platform.machine()}"
         )
-    machine = Machine("x86_64", ("gcc",), ("clang++",), Path("/lib/x86_64-linux-gnu/libz.so.1"))
+    machine = Machine("x86_64", ("gcc",), ("clang++", "-stdlib=libc++"), Path("/lib/x86_64-linux-gnu/libz.so.1"))
     made = make(machine, work / "x86_64")
     libjvm = Path(shutil.which("java") or "/").resolve().parents[1] / "lib/server/libjvm.so"
     return Vm(("env", f"LD_LIBRARY_PATH={made}", str(made / "launch"), str(libjvm), QUICK), made, machine)
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("tests", nargs="*")
     parser.add_argument("--minified", action="store_true")
     parser.add_argument("--arm64", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     try:
         raise SystemExit(test(given.fixtures.resolve(), given.tests, given.minified, given.arm64))
     except BuildError as error:

@@ -10,9 +10,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.operators import LINEAR
 from qn_deploy.lowering.insert import INT8_SUFFIX, buffer, look_up_rows
-from qn_deploy.lowering.lower import Lowered, dynamic_shapes
+from qn_deploy.lowering.lower import Lowered
 from qn_deploy.program.program import Batch
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight
 

@@ -21,6 +21,9 @@ def weight_hashes(data: bytes) -> set[str]:
     """The sha256 of each constant: a table's int8 values, row-major, and every other constant as it is stored."""
     hashes = {sha256(constant).hexdigest() for constant in constants(data)}
     for constant in named_data(data).values():
-        values = read(constant).int8().contiguous().numpy().tobytes() if is_blob(constant) else constant
-        hashes.add(sha256(values).hexdigest())
+        parts = [constant]
+        if is_blob(constant):
+            table = read(constant)
+            parts = [part.contiguous().numpy().tobytes() for part in (table.int8(), table.scale)]
+        hashes.update(sha256(part).hexdigest() for part in parts)
     return hashes

@@ -48,6 +48,19 @@ def fold_constants(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
+def copy_constant_outputs(model: ir.Model) -> None:
+    """Gives each output that is a constant a node of its own: onnxruntime takes no initializer for an output."""
+    graph = model.graph
+    for index, value in enumerate(graph.outputs):
+        if value.is_initializer():
+            name, copy = value.name, ir.node("Identity", [value])
+            value.name = f"{name}/constant"
+            result = copy.outputs[0]
+            result.name, result.type, result.shape = name, value.type, value.shape
+            graph.append(copy)
+            graph.outputs[index] = result
+
+
 def unsigned_activations(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> None:
     """Writes 8-bit activations as uint8: zero point + 128, the numbers stay the same.
 

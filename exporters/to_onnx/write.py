@@ -51,6 +51,7 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
     is_dynamic = simulated.form.activations is Activations.DYNAMIC
     model = _to_onnx(lowered, program)
     passes.fold_constants(model)
+    passes.copy_constant_outputs(model)
     passes.unsigned_activations(model, lowered.weights)
     passes.absorb_clamps(model)
     transposed.sum_integers(model)

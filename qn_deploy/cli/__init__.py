@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qn_deploy.cli import android, demo, devices, export, inspect, targets, unpack, verify
+from qn_deploy.cli import android, compress, demo, devices, export, inspect, report, targets, unpack, verify
 from qn_deploy.errors import QnDeployError
 
 
@@ -19,10 +19,19 @@ class UserError(click.ClickException):
 class Commands(click.Group):
     """Errors that a user can act on are one line and exit code 2; a traceback is a bug of ours."""
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Reads the options before the command's name."""
+        try:
+            return super().parse_args(context, args)
+        except click.UsageError as error:
+            raise _in_one_line(error) from None
+
     def invoke(self, context: click.Context) -> Any:
         """Runs the command."""
         try:
             return super().invoke(context)
+        except click.UsageError as error:
+            raise _in_one_line(error) from None
         except QnDeployError as error:
             raise UserError(str(error)) from None
         except BrokenPipeError:  # the reader of our output has seen enough: click ends quietly
@@ -30,6 +39,15 @@ class Commands(click.Group):
         except OSError as error:  # a full disk, a folder that is not ours: in the cache or among the temporary files
             place = error.filename or "a file"
             raise UserError(f"{place}: {error.strerror or error}; TMPDIR and XDG_CACHE_HOME choose other folders") from None
+
+
+def _in_one_line(error: click.UsageError) -> click.ClickException:
+    """A wrong command line as one line that names the command whose help tells more; a call for help stays as it is."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    path = error.ctx.command_path if error.ctx else "qn-deploy"
+    message = " ".join(error.format_message().split())
+    return UserError(f"{message.rstrip('.')}. See {path} --help")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -41,5 +59,5 @@ def main() -> None:
     """
 
 
-for _module in (android, demo, devices, export, inspect, targets, unpack, verify):
+for _module in (android, compress, demo, devices, export, inspect, report, targets, unpack, verify):
     main.add_command(_module.command)

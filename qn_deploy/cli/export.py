@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qn_deploy.cli.options import PATH, ExportCommand, chosen_options
-from qn_deploy.cli.progress import stages
+from qn_deploy.cli.options import PATH, ExportCommand, chosen_options, json_option
+from qn_deploy.cli.progress import bars, stages
+from qn_deploy.cli.source_options import source_options
 from qn_deploy.targets import DEFAULT_TARGET, TARGETS
 
 if TYPE_CHECKING:
+    from qn_deploy.cli.source_options import Given
     from qn_deploy.exporting.config import Scheme
 
 
 @click.command("export", cls=ExportCommand)
-@click.argument("model", type=PATH)
+@source_options
 @click.option(
     "--target",
     type=click.Choice(list(TARGETS)),
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     help="Where the program will run; `qn-deploy targets` says what that decides.",
 )
 @click.option("--out", type=PATH, default=Path("build"), show_default=True, help="Folder for the files; made if it is missing.")
-@click.option("--calibrate", "data", type=PATH, help="An .npz with one array for each input, for static int8 activations.")
 @click.option(
     "--activations",
     type=click.Choice(["static", "static-qnnpack", "dynamic", "none"]),
@@ -39,38 +40,51 @@ if TYPE_CHECKING:
     metavar="N",
     help="Keep int8 weights within -N..N: 64 makes int8 sums exact on x86 processors without VNNI, at a small loss.",
 )
+@click.option("--allow-constant", is_flag=True, help="Write the files even if an output, or a channel of one, became constant.")
 @click.option("--only", multiple=True, metavar="EXPORTER", help="Write for this exporter only; may be repeated.")
+@json_option
 @click.pass_context
 def command(
     context: click.Context,
-    model: Path,
+    given: Given,
     target: str,
     out: Path,
-    data: Path | None,
     activations: Scheme | None,
     centroid_range: int | None,
+    allow_constant: bool,
     only: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Write MODEL (a model.pt of qn_deploy.save) for each runtime that has an exporter, with manifest and golden vectors."""
+    """Write SOURCE for each runtime that has an exporter, with manifest and golden vectors.
+
+    SOURCE is the model.pt of `qn-deploy compress`. A .pt2, or package.module:function, is compressed on the way, by the recipe that its
+    operators ask for.
+
+    \b
+    Examples:
+      qn-deploy export model.pt --target arm --out build
+      qn-deploy export net.pt2 --calibrate data.npz
+    """  # noqa: D301  # click wants the character
     progress = stages()
-    progress(f"reading {model}")
+    progress(f"reading {given.source}")
     from rich.console import Console
 
     from qn_deploy.exporting.config import ExportConfig
     from qn_deploy.exporting.export import export
-    from qn_deploy.program.store import load
+    from qn_deploy.sources.ready import ready
 
-    program = load(model)
-    if data is not None:
-        from qn_deploy.compression.calibrate import calibrate
-        from qn_deploy.program.batches import read_batches
-
-        batches = read_batches(data, program)
-        progress(f"calibrating with {data}")
-        program = calibrate(program, batches)
-    build = export(program, out, ExportConfig(target, activations, centroid_range, only, chosen_options(context)), progress)
+    program, batches = given.open()
+    with bars() as bar:
+        program, note = ready(given.source, program, batches, progress, bar)
+    config = ExportConfig(target, activations, centroid_range, only, chosen_options(context), allow_constant)
+    build = export(program, out, config, progress)
     progress("")
+    if as_json:
+        click.echo(build.manifest.to_json())
+        return
     Console().print(build)
+    if note:
+        click.echo(f"note: {note}")
     inexact = any(entry.inexact for entry in build.manifest.files.values())
-    layers = f" --layers {shlex.quote(str(model))}" if inexact else ""  # what has no exact rule is judged by itself
+    layers = f" --layers {shlex.quote(given.source)}" if inexact and not note else ""  # what has no exact rule is judged by itself
     click.echo(f"\nnext: qn-deploy verify {shlex.quote(str(out))}{layers}")

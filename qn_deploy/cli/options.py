@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
+from qn_deploy.errors import QnDeployError
+from qn_deploy.units import read_minutes, read_size
+
 PATH = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, for machines.")
+
+
+class _Unit(click.ParamType):  # type: ignore[type-arg]
+    """A value with a unit."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name, self._read = name, read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._read(value) if isinstance(value, str) else value
+        except QnDeployError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE, MINUTES = _Unit("size", read_size), _Unit("time", read_minutes)
 _CHOSEN = "qn_deploy.exporters"  # key of the context's notes
 
 

@@ -12,7 +12,6 @@ from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_fe
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
-from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.compression.targets import Target, targets
 from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
@@ -24,6 +23,7 @@ from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight
+from qn_deploy.weights.tables import table_from_weight
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
     config, ranges = work.config, Ranges(len(batches))
     later = _of_later_readers(program, found, batches, config)
     walk = Walk(program.exported, batches, config.memory << 20, ranges.see)
-    for stage in _stages(found):
+    for stage in stages_of(found):
         reader = stage[0].weight.readers[0]
         source = source_of(reader)
         walk.until(reader)
@@ -161,7 +161,7 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
     return ranges.found()
 
 
-def _stages(found: list[Target]) -> list[list[Target]]:
+def stages_of(found: list[Target]) -> list[list[Target]]:
     """Weights whose first readers read one value in one way, queries and keys, are compressed together, at the first."""
     stages: dict[object, list[Target]] = {}
     for target in found:

@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qn_deploy.compression.kmeans import Effort, used
 from qn_deploy.compression.moments import Moments
-from qn_deploy.compression.tables import as_weight, codebooks, grid_step, groups, normalised
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.recipe import Int4, Int8, Table
 from qn_deploy.weights.compressed import IntWeight, PQWeight, book_offsets
 from qn_deploy.weights.grid import limit, row_scale
+from qn_deploy.weights.kmeans import Effort, used
+from qn_deploy.weights.tables import as_weight, codebooks, grid_step, groups, normalised
 
 _FIRST = Effort(iterations=10, sample=256)  # of the k-means, whose centroids are only the first
 _AT_ONCE = 128  # weights of a row that are coded before the rest of it is moved
-_REFIT_STEPS = 10  # of conjugate gradients: three times as many change the loss by less than the rounding of centroids does
+_REFIT_STEPS = 3  # of conjugate gradients: more rounds of codes gain more than more steps in each
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -48,7 +48,7 @@ class Feedback:
     damping: float = 0.01
     correction: float = 0.5
     correction_damping: float = 0.1
-    rounds: int = 3
+    rounds: int = 6
 
     def __post_init__(self) -> None:
         if min(self.damping, self.correction_damping) <= 0 or not 0 <= self.correction <= 1 or self.rounds < 1:
@@ -82,14 +82,17 @@ class Curvature:
         assert moments.gram is not None and moments.cross is not None
         if not torch.isfinite(moments.gram).all() or not torch.isfinite(moments.cross).all():
             raise CompressionError("its inputs hold NaN or infinity; look for it in the batches")
-        gram, missed = moments.gram.double(), (moments.cross - moments.gram).double()
+        gram, missed = moments.gram.double(), moments.cross - moments.gram  # float64 of a wide layer is large: it is damped in place
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        kept = diagonal.clone()
+        move = torch.zeros_like(moments.gram)
         if config.correction and missed.any():
-            lower = torch.linalg.cholesky(_damped(gram, config.correction_damping))
-            move = config.correction * torch.cholesky_solve(missed.mT, lower).mT.float()
-        else:
-            move = torch.zeros_like(moments.gram)
-        damped = _damped(gram, config.damping)
-        return cls(damped.float(), _factor(damped), move)
+            diagonal += _ridge(kept, config.correction_damping)
+            lower = torch.linalg.cholesky(gram)
+            move = config.correction * torch.cholesky_solve(missed.mT.double(), lower).mT.float()
+            del lower
+        diagonal.copy_(kept + _ridge(kept, config.damping))
+        return cls(gram.float(), _factor(gram), move)
 
     def rows(self, weight: Tensor) -> Tensor:
         """The rows [groups, out, n] to approximate.
@@ -254,10 +257,10 @@ def _nearest(points: Tensor, keys: Tensor) -> Tensor:
     return torch.baddbmm(keys.square().sum(2)[:, None], points, keys.mT, alpha=-2).argmin(2)
 
 
-def _damped(gram: Tensor, damping: float) -> Tensor:
-    mean = gram.diagonal(dim1=1, dim2=2).mean(1)
-    mean = torch.where(mean > 0, mean, 1.0)  # inputs that are always zero say nothing, so that all weights count alike
-    return gram + torch.diag_embed((damping * mean)[:, None].expand(gram.shape[:2]))
+def _ridge(diagonal: Tensor, damping: float) -> Tensor:
+    """What is added to the diagonals [groups, n]."""
+    mean = diagonal.mean(1, keepdim=True)
+    return damping * torch.where(mean > 0, mean, 1.0)  # inputs that are always zero say nothing, so that all weights count alike
 
 
 def _factor(gram: Tensor) -> Tensor:

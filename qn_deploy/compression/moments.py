@@ -19,7 +19,7 @@ from qn_deploy.graph.operators import Kind, kind_of
 
 _FLOOR = 1e-3  # of the mean square over all inputs, added to that of each: an input next to zero is not blown up to unit size
 _TINY = torch.finfo(torch.float32).tiny
-_SAMPLE, _PER_WEIGHT = 32_768, 8  # inputs that are looked at: so many in all groups together, but this many for each weight of a row
+_SAMPLE, _PER_WEIGHT = 32_768, 512  # inputs that are looked at: so many in all groups together, but this many for each weight of a row
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,11 @@ def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
         where = where + offsets[:, dimension] * geometry.dilation[dimension]  # [P, kernel]
         inside = inside & (where >= 0) & (where < size)
         index = index * size + where.clamp(0, size - 1)
-    patches = value.flatten(2)[image[:, None], :, index].float() * inside[..., None]  # [P, kernel, channels]; outside lie zeros
-    return patches.mT.reshape(len(positions), geometry.groups, -1).transpose(0, 1)
+    # One channel lies beside itself, so it is gathered by itself; and groups of one channel, depthwise, are then in their final order.
+    flat = (image[:, None] * prod(sizes) + index).flatten()
+    patches = value.transpose(0, 1).flatten(1).index_select(1, flat).float()
+    patches = patches.reshape(geometry.groups, -1, *index.shape) * inside  # [groups, channels, P, kernel]; outside lie zeros
+    return patches.transpose(1, 2).flatten(2)
 
 
 def _positions(value: Tensor, geometry: Geometry, most: int, generator: torch.Generator) -> Tensor:

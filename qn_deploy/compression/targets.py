@@ -78,7 +78,9 @@ def _large_and_float(program: Program, recipe: Recipe, compressed: set[str]) -> 
         if name in compressed or value.ndim < 2 or not value.is_floating_point() or value.nbytes <= _LARGE * whole or not node.users:
             continue
         if name not in sites:
-            left[name] = f"float: {operator_name(next(iter(node.users)))} reads it, which knows no compressed weights"
+            reader = next(iter(node.users))
+            reads = "it is an output" if reader.op == "output" else f"{operator_name(reader)} reads it, which knows no compressed weights"
+            left[name] = f"float: {reads}"
         elif any(rule.matches(sites[name]) for rule in recipe.rules):
             left[name] = "float: as the recipe says"
         else:

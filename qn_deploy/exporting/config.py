@@ -24,6 +24,7 @@ class ExportConfig:
         centroid_range: N keeps int8 weights within -N..N: 64 makes int8 sums exact on x86 processors without VNNI, at a small loss.
         only: names of the exporters to use; all that are installed if empty.
         options: for an exporter's name what it may choose, {"onnx": {"shell": True}}.
+        allow_constant: export a program of which an output, or a channel of one, became constant (`collapse.py`).
 
     Raises:
         InputError: a value that is none of these.
@@ -34,6 +35,7 @@ class ExportConfig:
     centroid_range: int | None = None
     only: tuple[str, ...] = ()
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    allow_constant: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:

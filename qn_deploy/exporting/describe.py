@@ -66,14 +66,14 @@ def _tensor_entry(name: str, value: Tensor) -> TensorEntry:
 
 
 def _weight_entry(weight: CompressedWeight) -> WeightEntry:
-    digest = _digest(weight.int8())
+    digest, scale = _digest(weight.int8()), _digest(weight.scale) if weight.scale.numel() > 1 else ""
     table = as_table(weight)
     parts = () if table is None else tuple(_digest(part) for each in table.tables for part in (code_rows(each), each.centroids))
     if isinstance(weight, IntWeight):
-        return WeightEntry(f"int{weight.bits}", weight.shape, weight.nbytes, digest, parts)
+        return WeightEntry(f"int{weight.bits}", weight.shape, weight.nbytes, digest, parts, scale=scale)
     books, size, d = weight.centroids.shape
     residual = weight.residual.centroids.shape[1] if weight.residual else 0
-    return WeightEntry("table", weight.shape, weight.nbytes, digest, parts, d, books, size, residual)
+    return WeightEntry("table", weight.shape, weight.nbytes, digest, parts, d, books, size, residual, scale)
 
 
 def _digest(tensor: Tensor) -> str:

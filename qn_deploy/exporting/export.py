@@ -12,6 +12,7 @@ from typing import Any
 
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporting.build import Build
+from qn_deploy.exporting.collapse import collapsed
 from qn_deploy.exporting.config import ExportConfig, options_for
 from qn_deploy.exporting.describe import describe_inputs, describe_outputs, describe_weights, float_bytes, output_steps, theoretical_bytes
 from qn_deploy.exporting.exporter import Exporter, Written, find_exporters
@@ -43,7 +44,7 @@ def export(
 
     Raises:
         InputError: an exporter that is named is not installed, an option is not one of its own, or the folder can't be written.
-        ExportError: a runtime can't take the program.
+        ExportError: a runtime can't take the program, or an output became constant.
     """
     folder = Path(folder)
     chosen = _chosen(config)
@@ -57,7 +58,10 @@ def export(
         progress(f"writing {exporter.filename}")
         written[name] = write_file(exporter, program, activations, options[name], TARGETS[config.target], form)
     progress("running the simulated program")
-    golden = _golden(program, chosen, written).to_bytes()
+    vectors = _golden(program, chosen, written)
+    if not config.allow_constant:
+        _refuse_collapsed(program, vectors)
+    golden = vectors.to_bytes()
     manifest = Manifest(
         config=config,
         activations=activations.value,
@@ -152,6 +156,17 @@ def _golden(program: Program, exporters: Mapping[str, Exporter], written: Mappin
             if result.lowered.form.activations.is_static
         },
     )
+
+
+def _refuse_collapsed(program: Program, golden: Vectors) -> None:
+    for name, simulated in golden.simulated.items():
+        for output, found, expected in zip(program.outputs, simulated, golden.floats, strict=True):
+            if (reason := collapsed(found, expected)) is not None:
+                raise ExportError(
+                    f"the output {output} is lost in the program for {name}: {reason}. Calibrate with data like the model's own, give what "
+                    "differs much in range as an output of its own, or keep activations float (--activations none). "
+                    "--allow-constant exports it as it is"
+                )
 
 
 def _file_entry(name: str, exporter: Exporter, written: Written) -> FileEntry:

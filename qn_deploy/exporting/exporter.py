@@ -109,7 +109,7 @@ class Exporter(Protocol):
         """Runs the file's bytes on the real runtime, one result for each batch; `optimized=False` turns graph rewriting off."""
 
     def weight_hashes(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
-        """The sha256 of each constant of the written file: a table's int8 values, row-major, and every other constant as it is stored."""
+        """The sha256 of each constant of the written file: of a table its int8 values, row-major, and its scales; else as it is stored."""
 
     def dense(self, data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> bytes:
         """The same program with every table expanded to plain dense weights, for the stock runtime.

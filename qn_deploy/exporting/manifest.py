@@ -83,6 +83,7 @@ class WeightEntry:
         sha256: of its int8 values, row-major.
         parts: sha256 of the codes and of the centroids of each table, as an embedding holds them, which is looked up and never expanded.
         residual: centroids of each codebook of the second table, 0 if there is none.
+        scale: sha256 of its float32 scales; empty where it is one for the whole weight, which formats hold among other things.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class WeightEntry:
     codebooks: int | None = None
     centroids: int | None = None
     residual: int = 0
+    scale: str = ""
 
     @property
     def is_table(self) -> bool:

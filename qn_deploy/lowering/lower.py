@@ -16,7 +16,6 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
@@ -24,6 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import ExportError, InputError
+from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
 from qn_deploy.lowering.insert import insert_weights
 from qn_deploy.lowering.ranges import with_ranges
@@ -142,28 +142,6 @@ def lower(program: Program, form: Form) -> Lowered:
     with torch.no_grad():
         exported = torch.export.export(graph_module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
     return Lowered(exported, weights, form)
-
-
-def dynamic_shapes(exported: ExportedProgram) -> Any:
-    """The dynamic shapes that `exported` was captured with, in the form torch.export.export takes; None if all are fixed."""
-    names = set(exported.graph_signature.user_inputs)
-    dims: dict[str, Any] = {}
-    shapes = []
-    for node in exported.graph.nodes:
-        if node.op == "placeholder" and node.name in names:
-            shapes.append(
-                {axis: _dim(size, exported, dims) for axis, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)}
-            )
-    return tuple(shapes) if any(shapes) else None
-
-
-def _dim(size: torch.SymInt, exported: ExportedProgram, dims: dict[str, Any]) -> Any:
-    symbol = size.node.expr
-    if not symbol.is_Symbol:
-        return torch.export.Dim.AUTO  # derived from another dimension, as 2*s0: torch.export finds the relation again
-    bounds = exported.range_constraints[symbol]
-    upper = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < 2**31 else None
-    return dims.setdefault(str(symbol), torch.export.Dim(str(symbol), min=max(int(bounds.lower), 0), max=upper))
 
 
 def _check_scales(program: Program) -> None:

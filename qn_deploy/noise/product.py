@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qn_deploy.compression.kmeans import nearest
-from qn_deploy.compression.tables import groups, table_from_weight
 from qn_deploy.noise.functions import Drawn, Noise, chosen, draw, rowwise
 from qn_deploy.recipe import Table
 from qn_deploy.weights.compressed import INT8_MAX, book_offsets, codes_dtype
+from qn_deploy.weights.kmeans import nearest
+from qn_deploy.weights.tables import groups, table_from_weight
 
 Unit = Literal["subvectors", "clusters"]
 """What is drawn: single blocks, or clusters, of which all blocks are then distorted."""

@@ -21,9 +21,6 @@ MAX_BYTES = 2 << 30  # of the arrays in a file, also where it is compressed
 NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
 
 
-NO_TUPLE = "a batch is a {}; give tuples of input tensors, (x,) for a model of one input"
-
-
 def as_batches(program: Program, batches: Iterable[Any]) -> list[Batch]:
     """Batches as `as_batch` gives them.
 
@@ -68,8 +65,12 @@ def read_batches(path: str | Path, program: Program) -> tuple[Batch, ...]:
     Raises:
         InputError: no such file, no `.npz`, too large, missing or unknown arrays, a wrong dtype or shape, NaN; the message names the array.
     """
+    return batches_of(path, read_arrays(path), program)
+
+
+def batches_of(path: str | Path, arrays: Mapping[str, np.ndarray], program: Program) -> tuple[Batch, ...]:
+    """Batches of arrays by the names of the program's inputs, as `read_batches` gives them; `path` is what messages call them."""
     names = program.inputs
-    arrays = _read(path)
     if set(arrays) != set(names):
         found = [name[:50] for name in sorted(arrays)]
         raise InputError(f"{path} holds arrays {found}; the model's inputs are {list(names)}. Save with np.savez(path, {names[0]}=...)")
@@ -77,13 +78,18 @@ def read_batches(path: str | Path, program: Program) -> tuple[Batch, ...]:
     tensors = [_tensor(path, name, arrays[name], value) for name, value in zip(names, values, strict=True)]
     if len({len(tensor) for tensor in tensors}) > 1:
         raise InputError(f"{path}: the arrays hold {[len(tensor) for tensor in tensors]} samples; every input needs the same number")
-    dynamic = _sizes(values[0])[0] is None
+    dynamic = has_dynamic_batch(program)
     size = BATCH if dynamic else len(program.golden.inputs[0])
     count = len(tensors[0]) if dynamic else len(tensors[0]) // size * size
     if count == 0:
         raise InputError(f"{path} holds {len(tensors[0])} samples; the model takes batches of {size}")
     batches = (tuple(tensor[start : start + size] for tensor in tensors) for start in range(0, count, size))
     return tuple(as_batch(program, batch, f"{path}: batch {index}") for index, batch in enumerate(batches))
+
+
+def has_dynamic_batch(program: Program) -> bool:
+    """True if the first dimension of the first input may have any size."""
+    return _sizes(_values(program)[0])[:1] == [None]
 
 
 def _check(found: Any, expected: Tensor, what: str) -> None:
@@ -103,7 +109,12 @@ def _check(found: Any, expected: Tensor, what: str) -> None:
         raise InputError(f"{what} holds {largest:.3g}; expected magnitudes up to {MAX_VALUE:g}, since one outlier takes all steps of int8")
 
 
-def _read(path: str | Path) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` by name.
+
+    Raises:
+        InputError: no such file, no `.npz`, too large, or it holds objects.
+    """
     data = read_bytes(path, MAX_BYTES)
     try:
         archive = np.load(BytesIO(data), allow_pickle=False)

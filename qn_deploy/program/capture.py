@@ -39,15 +39,15 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         ExportError: torch.export can't capture the model, a parameter is not float32 on the CPU, or the model changes its inputs or
             buffers.
     """
-    kwargs = dict(kwargs or {})
+    # In the order of memory that runtimes take: torch.export keeps another one, as of an image that was permuted, in the graph.
+    args, named = pytree.tree_map_only(Tensor, Tensor.contiguous, (tuple(args), dict(kwargs or {})))
     _check_parameters(model)
-    inputs = tuple(leaf.detach().clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    inputs = tuple(leaf.detach().clone() for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor))
     with _evaluating(model), torch.no_grad():
-        found = outputs_of(model(*args, **kwargs))
+        found = outputs_of(model(*args, **named))
         outputs = tuple(tensor.detach().clone() for tensor in found.tensors)
-        captured, fixed = _exported(_Flat(model, found.kept), tuple(args), kwargs, dynamic_shapes)
-    names = _names(model)
-    exported = settled(captured, _doubled(captured, inputs), rename=lambda name: names.get(name) or name.removeprefix("model."))
+        captured, fixed = _exported(_Flat(model, found.kept), args, named, dynamic_shapes)
+    exported = settled(captured, _doubled(captured, inputs), rename=lambda name: name.removeprefix("model."))
     outside = apart(found.names, exported.graph_signature.user_inputs)
     notes = (*found.notes, *([fixed] if fixed else []))
     return Program(exported, Golden(inputs, outputs), outside, classes=_classes(model, exported), notes=notes)
@@ -66,13 +66,6 @@ class _Flat(nn.Module):
             return tuple(leaves[index] for index in kept)
 
         self.forward = forward
-
-
-def _names(model: nn.Module) -> dict[str, str]:
-    """The name of each parameter and buffer by the names that it has in `_Flat`; the first in the model's order if it is tied."""
-    first: dict[int, str] = {}
-    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {f"model.{name}": first.setdefault(id(tensor), name) for name, tensor in everything}
 
 
 def _exported(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> tuple[ExportedProgram, str]:

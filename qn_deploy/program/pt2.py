@@ -100,14 +100,15 @@ def made_inputs(exported: ExportedProgram) -> Batch:
     draw = torch.Generator().manual_seed(SEED)
     names = exported.graph_signature.user_inputs
     values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in names]
-    return tuple(_made(value, draw) for value in values)
+    sizes = [[size if isinstance(size, int) else max(2, size.node.hint or 2) for size in value.shape] for value in values]
+    return tuple(made(size, value.dtype, draw) for size, value in zip(sizes, values, strict=True))
 
 
-def _made(value: Tensor, draw: torch.Generator) -> Tensor:
-    sizes = [size if isinstance(size, int) else max(2, size.node.hint or 2) for size in value.shape]
-    if value.dtype.is_floating_point:
-        return torch.randn(sizes, generator=draw).to(value.dtype)
-    return torch.ones(sizes, dtype=value.dtype) if value.dtype == torch.bool else torch.zeros(sizes, dtype=value.dtype)
+def made(sizes: list[int], dtype: torch.dtype, draw: torch.Generator) -> Tensor:
+    """An input that stands for any: normal random numbers, zeros for integers, true for bool."""
+    if dtype.is_floating_point:
+        return torch.randn(sizes, generator=draw).to(dtype)
+    return torch.ones(sizes, dtype=dtype) if dtype == torch.bool else torch.zeros(sizes, dtype=dtype)
 
 
 def _model(members: Members) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from torch.fx import GraphModule
 from qn_deploy.errors import ExportError
 from qn_deploy.graph.batchnorm import fold_batchnorm
 from qn_deploy.graph.constants import fold_constants, put_constant
+from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.matrices import make_linear
 from qn_deploy.program.program import Batch
 
@@ -38,17 +39,23 @@ def settled(
         exported: as torch.export captured it; it is not changed.
         inputs: an example tensor for each input that is one, in the graph's order.
         kept: indices of the outputs that the program returns; None for all.
-        rename: gives parameters, buffers and constants their names, from those that they have in `exported`.
+        rename: gives parameters, buffers and constants their names, from those that they have in `exported`. One that is tied has the
+            first of its names.
 
     Raises:
         ExportError: the graph changes a buffer or an input in place.
     """
+    first = _first_names(exported)
+
+    def named(name: str) -> str:
+        return rename(first.get(name, name))
+
     with torch.no_grad():
         functional = exported.run_decompositions({})
-        _check_unchanged(functional, rename)
+        _check_unchanged(functional, named)
         unlifted = functional.module(check_guards=False)
         assert isinstance(unlifted, GraphModule)
-        graph_module = _renamed(unlifted, rename)
+        graph_module = _renamed(unlifted, named)
         make_linear(graph_module)
         fold_constants(graph_module)
         fold_batchnorm(graph_module)
@@ -57,6 +64,16 @@ def settled(
                 node.target = _aten.reshape.default
         flat = _flattened(graph_module, kept)
         return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
+
+
+def _first_names(exported: ExportedProgram) -> dict[str, str]:
+    """For each parameter and buffer the first name of those that share its values, in the model's order."""
+    first: dict[tuple[Any, ...], str] = {}
+    return {
+        name: first.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        for name, tensor in exported.state_dict.items()
+        if tensor.numel()
+    }
 
 
 def _check_unchanged(functional: ExportedProgram, rename: Callable[[str], str]) -> None:
@@ -95,27 +112,3 @@ def _renamed(graph_module: GraphModule, rename: Callable[[str], str]) -> GraphMo
             node.target = rename(str(node.target))
             put_constant(root, node.target, value)
     return GraphModule(root, graph)
-
-
-def dynamic_shapes(exported: ExportedProgram) -> Any:
-    """The dynamic shapes that `exported` was captured with, for its tensor inputs in the form torch.export.export takes; None if all are
-    fixed.
-    """
-    names = set(exported.graph_signature.user_inputs)
-    dims: dict[str, Any] = {}
-    shapes = []
-    for node in exported.graph.nodes:
-        if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor):
-            shapes.append(
-                {axis: _dim(size, exported, dims) for axis, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)}
-            )
-    return tuple(shapes) if any(shapes) else None
-
-
-def _dim(size: torch.SymInt, exported: ExportedProgram, dims: dict[str, Any]) -> Any:
-    symbol = size.node.expr
-    if not symbol.is_Symbol:
-        return torch.export.Dim.AUTO  # derived from another dimension, as 2*s0: torch.export finds the relation again
-    bounds = exported.range_constraints[symbol]
-    upper = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < 2**31 else None
-    return dims.setdefault(str(symbol), torch.export.Dim(str(symbol), min=max(int(bounds.lower), 0), max=upper))

@@ -37,7 +37,7 @@ def size(count: int) -> str:
 
 def build_table(folder: str, manifest: Manifest) -> Group:
     """The files of an export, with their size against the float model."""
-    table = _table(
+    table = new_table(
         "file", "runs on", "bytes", "of float", "smaller", title=f"{folder}: {manifest.config.target}, {manifest.activations} activations"
     )
     for name, entry in manifest.files.items():
@@ -60,7 +60,7 @@ def _remarks(name: str, entry: FileEntry) -> Iterable[str]:
 
 def report_table(folder: str, checks: Iterable[Check], verdict: str) -> Group:
     """The ladder, a line a check, and the verdict."""
-    table = _table("rung", "what", "found", "limit", "verdict", title=f"{folder}: parity ladder")
+    table = new_table("rung", "what", "found", "limit", "verdict", title=f"{folder}: parity ladder")
     for check in checks:
         table.add_row(str(check.rung), escape(check.what), escape(check.found), escape(check.limit), _VERDICT[check.passed])
     return Group(table, Text.from_markup(verdict))
@@ -68,7 +68,7 @@ def report_table(folder: str, checks: Iterable[Check], verdict: str) -> Group:
 
 def weights_table(title: str, weights: Mapping[str, WeightEntry], left: Mapping[str, str]) -> Group:
     """Each compressed weight: its form, shape, G codebooks of K centroids of d weights, and bytes against float; and what was left."""
-    table = _table("weight", "form", "shape", "d", "G", "K", "bytes", "smaller", title=title)
+    table = new_table("weight", "form", "shape", "d", "G", "K", "bytes", "smaller", title=title)
     for name, entry in weights.items():
         plain = 4
         for extent in entry.shape:
@@ -80,7 +80,7 @@ def weights_table(title: str, weights: Mapping[str, WeightEntry], left: Mapping[
 
 def devices_table(devices: Iterable[Found]) -> Table:
     """Each device, and what is missing where one is not ready."""
-    table = _table("device", "ready", "", title="devices")
+    table = new_table("device", "ready", "", title="devices")
     for device in devices:
         table.add_row(escape(device.name), "[green]yes[/]" if device.ready else "no", escape(device.remark))
     return table
@@ -88,7 +88,7 @@ def devices_table(devices: Iterable[Found]) -> Table:
 
 def targets_table(targets: Mapping[str, Target]) -> Table:
     """Each target, and what it decides."""
-    table = _table("target", "what it is", "int8 sums", "verify names", title="targets")
+    table = new_table("target", "what it is", "int8 sums", "verify names", title="targets")
     for name, target in targets.items():
         sums = "in 16 bits without VNNI: the files say the session option that makes them exact" if target.saturates else "in 32 bits"
         devices = "a device, where this machine is another one: " + ", ".join(target.devices) if target.devices else "nothing more"
@@ -97,11 +97,12 @@ def targets_table(targets: Mapping[str, Target]) -> Table:
 
 
 def _left(left: Mapping[str, str]) -> list[RenderableType]:
-    """Weights that are not stored as the recipe asked, with the reason."""
-    return [Text(f"kept otherwise: {name}: {reason}") for name, reason in left.items()]
+    """Weights that have another form than the recipe asked for, with the reason."""
+    return [Text(f"{name}: {reason}") for name, reason in left.items()]
 
 
-def _table(*columns: str, title: str) -> Table:
+def new_table(*columns: str, title: str) -> Table:
+    """A table whose columns wrap."""
     table = Table(*columns, title=Text(title))
     for column in table.columns:
         column.overflow = "fold"  # a narrow terminal wraps names; cut short, those of many layers would be the same

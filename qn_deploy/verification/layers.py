@@ -21,24 +21,22 @@ from qn_deploy.exporting.config import options_for
 from qn_deploy.exporting.describe import describe_weights
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Exporter, find_exporters
-from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
-from qn_deploy.lowering.lower import Activations, dynamic_shapes, lower
+from qn_deploy.lowering.lower import Activations, lower
 from qn_deploy.lowering.narrow import narrow
 from qn_deploy.lowering.rules import Rules
 from qn_deploy.lowering.settle import is_quantized
-from qn_deploy.program.program import Batch, Golden, Program
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.program.store import load
 from qn_deploy.verification.devices.device import Device
 from qn_deploy.verification.devices.run import Timed, run_on
 from qn_deploy.verification.isolated import Run, RuntimeFailure, run_isolated
 from qn_deploy.verification.judge import Check, describe
 from qn_deploy.verification.numerics import Agreement, compare
+from qn_deploy.verification.probe import Layer, probe
 from qn_deploy.verification.report import Report
 
-_aten = torch.ops.aten
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-_OTHERS = (_aten.add.Tensor, _aten.mul.Tensor, _aten.adaptive_avg_pool2d.default, _aten.cat.default)
 
 MIN_SQNR_DB = 60.0  # of one layer: floats in another order lie above 120 dB, what is quantized in one place only below 50
 
@@ -48,14 +46,29 @@ class LayerAgreement:
     """One layer's own error on a runtime.
 
     Attributes:
-        name: the module's name of what has a weight, else the node's.
+        layer: what it is.
+        int8: its results are quantized by one scale.
         agreement: of the layer's output with the reference's, both computed from the same inputs.
-        exact: the reference computes it by the runtime's rule, so they must be bit-identical.
     """
 
-    name: str
+    layer: Layer
+    int8: bool
     agreement: Agreement
-    exact: bool
+
+    @property
+    def name(self) -> str:
+        """The layer's."""
+        return self.layer.name
+
+    @property
+    def exact(self) -> bool:
+        """True if it must be bit-identical."""
+        return self.layer.exact
+
+    def __str__(self) -> str:
+        """What it is: "conv2d, weight table, int8 by an exact rule"."""
+        weight = f", weight {self.layer.weight}" if self.layer.weight else ""
+        return f"{self.layer.operator}{weight}, {'int8' if self.int8 else 'float'}{' by an exact rule' if self.exact else ''}"
 
 
 def compare_layers(
@@ -80,7 +93,7 @@ def compare_layers(
     options = exporter.options() if options is None else options
     form = exporter.forms(activations, options)[0]
     is_static = form.activations.is_static
-    probed = _probe(program, set(inexact_operators(lower(program, form).exported)) if is_static else set())
+    probed = probe(program, set(inexact_operators(lower(program, form).exported)) if is_static else set())
     written = write_file(exporter, probed.program, activations, options)
     inputs = program.golden.inputs
     negated, own = (results := run(written.data, inputs))[: len(probed.layers)], results[len(probed.layers) :]
@@ -88,8 +101,8 @@ def compare_layers(
     reference = _Forced(written.lowered.exported, exporter.rules, found, len(probed.layers))
     expected = reference.compute(inputs)
     return [
-        LayerAgreement(name, compare(one, other, step), is_static and exact)
-        for (name, exact), one, other, step in zip(probed.layers + probed.outputs, found, expected, reference.steps, strict=True)
+        LayerAgreement(replace(layer, exact=is_static and layer.exact), step is not None, compare(one, other, step))
+        for layer, one, other, step in zip(probed.layers + probed.outputs, found, expected, reference.steps, strict=True)
     ]
 
 
@@ -132,7 +145,7 @@ class _Forced(IntegerReference):
 def check_layers(
     report: Report, model: str | Path | Program, devices: tuple[Device, ...] = (), progress: Callable[[str], None] = lambda stage: None
 ) -> list[Check]:
-    """A line for each file and machine: the layers that leave the reference, with their own errors.
+    """For each file and machine a line with the layers that leave the reference, and one for each layer: what it is, and its own error.
 
     Args:
         report: on the build folder.
@@ -157,7 +170,7 @@ def check_layers(
         for device in (None, *devices):
             where = f"{name}{f' on {device.name}' if device else ''}"
             progress(f"{where}, layer by layer")
-            checks.append(check_program(where, entry.exporter, exporter, program, Activations(manifest.activations), device, options))
+            checks += check_program(where, entry.exporter, exporter, program, Activations(manifest.activations), device, options)
     return checks
 
 
@@ -169,8 +182,8 @@ def check_program(
     activations: Activations,
     device: Device | None = None,
     options: Any = None,
-) -> Check:
-    """The line on the layers of one program on one machine.
+) -> list[Check]:
+    """The verdict on the layers of one program on one machine, and a line for each of them.
 
     Args:
         where: what the line calls the program and the machine.
@@ -190,9 +203,15 @@ def check_program(
 
     what = f"{where}, layer by layer"
     try:
-        return judge_layers(what, compare_layers(program, activations, exporter, run, options))
+        layers = compare_layers(program, activations, exporter, run, options)
     except RuntimeFailure as failure:
-        return Check(3, what, str(failure), "runs", False)
+        return [Check(3, what, str(failure), "runs", False)]
+    lines = [Check(3, f"{where}, layer {each.name}", f"{each}: {describe(each.agreement)}", _limit(each), None) for each in layers]
+    return [judge_layers(what, layers), *lines]
+
+
+def _limit(layer: LayerAgreement) -> str:
+    return "bit-identical" if layer.exact else f"SQNR >= {MIN_SQNR_DB:g} dB"
 
 
 def judge_layers(what: str, layers: list[LayerAgreement]) -> Check:
@@ -205,59 +224,6 @@ def judge_layers(what: str, layers: list[LayerAgreement]) -> Check:
         worst = min(others, key=lambda layer: layer.agreement.sqnr_db)
         listed = [f"worst of {len(others)}: {worst.name}, {describe(worst.agreement)}"]
     found = "; ".join([f"{len(exact) - len(wrong)} of {len(exact)} exact layers bit-identical"] * bool(exact) + listed)
-    limits = ["bit-identical"] * bool(exact) + [f"SQNR >= {MIN_SQNR_DB:g} dB"] * bool(others)
+    limits = dict.fromkeys(map(_limit, (*exact, *others)))
     good = not wrong and all(layer.agreement.sqnr_db >= MIN_SQNR_DB for layer in others)
     return Check(3, what, found, ", others ".join(limits), good)
-
-
-@dataclass(frozen=True)
-class _Probed:
-    """A program with more outputs than it had: its layers, negated, and then its own. Each has a name, and is exact or not.
-
-    onnxruntime would move a quantize to the front of a plain output, which then is not what the layer computed.
-    """
-
-    layers: list[tuple[str, bool]]
-    outputs: list[tuple[str, bool]]
-    program: Program
-
-
-def _probe(program: Program, inexact: set[str]) -> _Probed:
-    module: Any = program.exported.module(check_guards=False)  # a copy
-    graph = module.graph
-    output = next(node for node in graph.nodes if node.op == "output")
-    layers: dict[Node, tuple[str, bool]] = {}
-    for node in graph.nodes:
-        if node.target in (*LAYERS, *_OTHERS, *CURVES) or (node.name in inexact and isinstance(node.meta["val"], Tensor)):
-            behind = _behind(node)
-            name, exact = layers.get(behind, (_name(node), True))
-            layers[behind] = name, exact and inexact.isdisjoint((node.name, behind.name))
-    own = torch.utils._pytree.tree_leaves(output.args[0])
-    outputs = {node: (f"output {index}", True) for index, node in enumerate(own) if node not in layers}
-    with graph.inserting_before(output):
-        output.args = ((*(graph.call_function(_aten.neg.default, (layer,)) for layer in layers), *outputs),)
-    codegen = graph._codegen
-    codegen.pytree_info = codegen.pytree_info._replace(out_spec=torch.utils._pytree.tree_structure(output.args[0]))
-    module.recompile()
-    with torch.no_grad():
-        exported = torch.export.export(module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
-        golden = Golden(program.golden.inputs, tuple(module(*program.golden.inputs)))
-    # The graph has the operators of the program in its order, then those that negate; torch may name them anew.
-    before, after = ([node.name for node in each.graph.nodes if node.op == "call_function"] for each in (program.exported, exported))
-    names = dict(zip(before, after, strict=False))
-    ranges = {names.get(name, name): held for name, held in program.ranges.items()}
-    titles = tuple(f"output_{index}" for index in range(len(golden.outputs)))
-    probed = replace(program, exported=exported, golden=golden, outputs=titles, ranges=ranges)
-    return _Probed([*layers.values()], [*outputs.values()], probed)
-
-
-def _behind(layer: Node) -> Node:
-    """The layer's node, or that of the clamp which runtimes compute along with it."""
-    users = list(layer.users)
-    return users[0] if len(users) == 1 and users[0].target in CLAMPS else layer
-
-
-def _name(layer: Node) -> str:
-    """The module's name for what has a weight, else the node's."""
-    weight = next((source for source in layer.args if isinstance(source, Node) and source.op == "get_attr"), None)
-    return str(weight.target).removesuffix(".weight") if weight is not None else layer.name

@@ -11,19 +11,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well `found` meets `expected`. NaN agrees with nothing, not even with NaN; an infinity agrees with itself.
+    """How well `found` meets `expected`. NaN agrees with NaN alone, in the same place, and an infinity with itself alone.
 
     Attributes:
+        is_float: what was expected is a float tensor; integers and truth values are equal or not, and have no decibels.
         identical: one dtype and the same bits, but for the sign of zero, which no runtime promises to keep.
-        max_error: the largest absolute difference; NaN if there is NaN.
+        max_error: the largest absolute difference; NaN if one of the two alone is NaN somewhere.
         steps: `max_error` in quantization steps of the output; None for a float output.
         differing: share of values that differ by more than half a step (float output: at all).
         sqnr_db: signal to quantization noise ratio, 10 log10(|expected|^2 / |found - expected|^2), in dB; infinite without noise, and
             minus infinity without a finite ratio.
         cosine: cosine of the two, flattened; 1 without noise.
-        top1: share of rows without NaN that have the same largest entry along the last dimension.
+        top1: share of rows that have a largest entry along the last dimension in common; of equal ones any may be it.
     """
 
+    is_float: bool
     identical: bool
     max_error: float
     steps: float | None
@@ -47,16 +49,20 @@ def compare(found: Tensor, expected: Tensor, step: float | None = None) -> Agree
     if found.shape != expected.shape:
         raise ValueError(f"found shape {list(found.shape)}, expected {list(expected.shape)}")
     a, b = found.double(), expected.double()
-    error = torch.where(a == b, 0.0, (a - b).abs())  # infinity - infinity is NaN
+    same = (a == b) | (a.isnan() & b.isnan())
+    error = torch.where(same, 0.0, (a - b).abs())  # infinity - infinity is NaN
     worst = float(error.max()) if error.numel() else 0.0
-    noise, signal = float(error.square().sum()), float(b.square().sum())
+    void = same & ~b.isfinite()  # in both alike: neither signal nor noise
+    x, y = a.masked_fill(void, 0.0), b.masked_fill(void, 0.0)
+    noise, signal = float(error.square().sum()), float(y.square().sum())
     return Agreement(
-        identical=found.dtype == expected.dtype and bool((found == expected).all()),
+        is_float=expected.is_floating_point(),
+        identical=found.dtype == expected.dtype and bool(((found == expected) | void).all()),
         max_error=worst,
         steps=None if step is None else worst / step,
         differing=_share(~(error <= (0.0 if step is None else step / 2))),
         sqnr_db=_sqnr_db(signal, noise),
-        cosine=float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-300)) if noise else 1.0,
+        cosine=float((x * y).sum() / (x.norm() * y.norm()).clamp_min(1e-300)) if noise else 1.0,
         top1=1.0 - _share(~_same_top1(a, b)),
     )
 
@@ -72,8 +78,9 @@ def _same_top1(a: Tensor, b: Tensor) -> Tensor:
     if not a.numel():
         return torch.ones(0, dtype=torch.bool)
     width = a.shape[-1] if a.ndim else 1
-    one, other = a.reshape(-1, width), b.reshape(-1, width)
-    return ~(one.isnan() | other.isnan()).any(1) & (one.argmax(1) == other.argmax(1))
+    one, other = (each.masked_fill(a.isnan() & b.isnan(), -math.inf).reshape(-1, width) for each in (a, b))
+    best, wanted = (each == each.amax(1, keepdim=True) for each in (one, other))  # nothing equals NaN
+    return (best & wanted).any(1)
 
 
 def _share(mask: Tensor) -> float:

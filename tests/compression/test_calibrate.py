@@ -42,6 +42,7 @@ def test_batches_by_name_and_of_any_size_are_the_same() -> None:
     assert calibrate(program, [{"x": X[:1]}, {"x": X[1:]}]).ranges == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batches", "message"),
     [

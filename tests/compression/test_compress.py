@@ -221,6 +221,7 @@ def test_what_is_compressed_is_not_compressed_again() -> None:
         compress(result, RECIPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [None, [(IMAGES,)]])
 @pytest.mark.parametrize("method", [Table(4, 16), Int8()])
 def test_nan_names_the_layer(method: Table | Int8, batches: list[tuple[Tensor, ...]] | None) -> None:

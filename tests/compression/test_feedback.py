@@ -9,9 +9,9 @@ from torch import Tensor
 from qn_deploy.compression import IntWeight, PQWeight
 from qn_deploy.compression.feedback import Curvature, Feedback, assign, integers_with_feedback, refit, table_with_feedback
 from qn_deploy.compression.moments import Moments
-from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.recipe import Int4, Int8, Table
+from qn_deploy.weights.tables import table_from_weight
 
 PLAIN = Feedback(correction=0.0)
 

@@ -99,6 +99,7 @@ def test_a_program_and_a_module_are_the_same_to_it() -> None:
     assert same(ipq(program, RECIPE, named, QUICK), ipq(a_net(), RECIPE, batches(), QUICK)) and program.weights == {}
 
 
+@pytest.mark.slow
 def test_batches_may_be_larger_than_exported_files_take() -> None:
     tuned = ipq(a_net(), RECIPE, batches(), QUICK)
     large = [(torch.cat([x for (x,) in batches(8)]),)]  # 128
@@ -223,6 +224,7 @@ RESIDUAL = Recipe(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPE, RESIDUAL], ids=["tables and int8", "residual and int4"])
 @pytest.mark.parametrize("killed_in", [1, 2, 3])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path, killed_in: int, recipe: Recipe) -> None:
@@ -291,6 +293,7 @@ def test_a_frozen_model_is_still_tuned() -> None:
     assert loss(tuned, net) < 0.5 * loss(alone(net), net)
 
 
+@pytest.mark.slow
 def test_another_teacher_is_followed_and_not_changed() -> None:
     teacher = a_net()
     with torch.no_grad():

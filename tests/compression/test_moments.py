@@ -68,6 +68,7 @@ def test_moments_of_several_readers_add_up() -> None:
     close((once + Moments() + once + of(EMBEDDING, torch.empty(4, 2), [torch.tensor([1])])).gram, 2 * gram(2, x))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 3),

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy.compression.student import attach_weight
-from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.recipe import Table
 from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.weights.tables import table_from_weight
 
 
 def gradients(table: PQWeight, grad: Tensor) -> list[Tensor]:

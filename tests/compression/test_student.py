@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy.compression.student import attach_weight, clamp_tables, compressed_weights, learnt, round_centroids, student_of
-from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.errors import CompressionError
 from qn_deploy.graph.lifted import unlifted
 from qn_deploy.graph.sites import weights
@@ -16,6 +15,7 @@ from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Int4, Table
 from qn_deploy.weights.compressed import IntWeight, PQWeight
+from qn_deploy.weights.tables import table_from_weight
 
 
 class Net(nn.Module):

@@ -126,6 +126,7 @@ def test_the_files_stay_within_the_bar(manifest: Manifest) -> None:
     assert all(entry.bytes <= 1.05 * manifest.theoretical_bytes + 24 * 1024 for entry in manifest.files.values())
 
 
+@pytest.mark.slow
 def test_the_same_program_gives_the_same_bytes_of_every_file(program: Program, folder: Path, tmp_path: Path) -> None:
     loaded = program_from_bytes(program_to_bytes(program))
     export(loaded, tmp_path)
@@ -133,6 +134,7 @@ def test_the_same_program_gives_the_same_bytes_of_every_file(program: Program, f
     assert [name for name in FILES if found[name] != expected[name]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_tied_weight_counts_once(programs: Programs, tmp_path: Path, loaded: bool) -> None:
     program = programs("tied")
@@ -250,6 +252,7 @@ def test_each_form_is_lowered_once(program: Program, tmp_path: Path, monkeypatch
     assert stubs["a"].lowered[0] is stubs["b"].lowered[0]
 
 
+@pytest.mark.slow
 def test_activations_are_chosen_by_the_program_and_what_exporters_take(program: Program, programs: Programs, tmp_path: Path) -> None:
     def chosen(program: Program, config: ExportConfig) -> str:
         return export(program, tmp_path, config).manifest.activations
@@ -292,6 +295,7 @@ def test_a_configuration_that_cannot_be_is_refused(program: Program, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_only_x86_is_told_of_sums_in_16_bits(program: Program, tmp_path: Path) -> None:
     facts = {
         target: export(program, tmp_path, ExportConfig(target, only=("onnx",))).manifest.files["model.onnx"].facts
@@ -303,6 +307,7 @@ def test_only_x86_is_told_of_sums_in_16_bits(program: Program, tmp_path: Path) -
     assert narrow.manifest.files["model.onnx"].facts == {"opset": "21"}
 
 
+@pytest.mark.slow
 def test_a_build_prints_its_files(program: Program, tmp_path: Path) -> None:
     text = str(export(program, tmp_path, ExportConfig(only=("onnx",))))
     assert "model.onnx" in text and "onnxruntime" in text and "static activations" in text

@@ -59,6 +59,7 @@ def test_an_addmm_with_factors_is_computed_as_it_stands() -> None:
     captured(Product(lambda x, w, b: torch.addmm(b, x, w, beta=0.5, alpha=2.0)), torch.randn(3, 6))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(inside=st.integers(1, 9), out=st.integers(1, 9), lead=st.lists(st.integers(2, 3), min_size=1, max_size=3))
 def test_products_of_every_shape_stay_what_they_are(inside: int, out: int, lead: list[int]) -> None:

@@ -71,6 +71,7 @@ def placeholder(exported: ExportedProgram, name: str) -> Node:
     return next(node for node, constant in constants(exported).items() if constant.name == name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 2000, 1 << 30])
 @pytest.mark.parametrize("make", [an_image, a_text])
 def test_it_gives_the_programs_own_outputs(make: object, limit: int) -> None:
@@ -83,6 +84,7 @@ def test_it_gives_the_programs_own_outputs(make: object, limit: int) -> None:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 1 << 30])
 def test_stops_change_nothing(limit: int) -> None:
     exported, batches = a_text()
@@ -114,6 +116,7 @@ def test_both_sides_are_one_value_until_a_constant_is_replaced() -> None:
             assert torch.equal(theirs, outputs(exported, [batches[index]])[0][output])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 1 << 30])
 def test_spooled_or_not_a_replaced_constant_gives_the_same(limit: int) -> None:
     exported, batches = a_text()
@@ -129,6 +132,7 @@ def test_spooled_or_not_a_replaced_constant_gives_the_same(limit: int) -> None:
         assert torch.equal(theirs, outputs(exported, [batch])[0][0])
 
 
+@pytest.mark.slow
 def test_values_that_nobody_reads_any_more_are_gone() -> None:
     exported, batches = an_image()
     seen: dict[tuple[str, int], weakref.ref[Tensor]] = {}

@@ -96,6 +96,7 @@ class Curves(nn.Module):
         return tuple(behind(function(before(x))) for before, function, behind in layers)
 
 
+@pytest.mark.slow
 def test_activations_are_bit_identical_in_both_runtimes(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     identity, model = IntWeight.from_float(torch.eye(4)[:, :, None, None]), Curves()
     x = (torch.linspace(-7.3, 8.1, 1024).reshape(4, 4, 8, 8),)

@@ -70,6 +70,7 @@ def test_the_rule_in_literal_bytes(convolution: bool, rectified: bool, rules: Ru
     assert exported.module()(x).flatten().tolist()[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_exact_operator_is_bit_identical_in_the_runtime(programs: Programs, write: Write, runtime: str) -> None:
     written = write("operators", runtime, Activations.STATIC)
@@ -94,6 +95,7 @@ def test_the_reference_is_within_a_step_of_the_simulation(programs: Programs, wr
     assert (steps != 0).float().mean() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_calls_of_a_shared_layer_are_bit_identical(programs: Programs, write: Write, runtime: str) -> None:
     written = write("shared", runtime, Activations.STATIC)
@@ -110,6 +112,7 @@ class Pairs(nn.Module):
         return a + b, torch.relu(a + b), a * b, one * a, a + one
 
 
+@pytest.mark.slow
 def test_sums_and_products_are_bit_identical_in_both_runtimes(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     torch.manual_seed(5)
     x = torch.randn(64, 64, 16, 16) * 3 + 1, torch.randn(64, 64, 16, 16) * 0.7 - 0.5
@@ -144,6 +147,7 @@ class Up(nn.Module):
         return {name: IntWeight.from_float(value, per_channel=False) for name, value in self.named_parameters() if name.endswith("weight")}
 
 
+@pytest.mark.slow
 def test_transposed_convolutions_are_bit_identical_in_both_runtimes(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     torch.manual_seed(0)
     x, model = (torch.randn(32, 16, 12, 12) * 9,), Up(16)
@@ -174,6 +178,7 @@ def mean_inputs(zero: int) -> Batch:
     return ((steps - zero).float() / 64,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [-28, -27])
 def test_a_mean_is_bit_identical_in_both_runtimes(make_program: MakeProgram, zero: int) -> None:
     x = mean_inputs(zero)

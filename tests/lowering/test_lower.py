@@ -201,6 +201,7 @@ def test_each_call_of_a_shared_layer_has_a_zero_point_and_a_bias_of_its_own(prog
     assert len({node.args[2] for node in linears}) == 3
 
 
+@pytest.mark.slow
 def test_what_is_returned_and_read_on_has_a_dequantize_for_each(make_program: MakeProgram) -> None:
     """XNNPACK refused to run it: a detector that returns its features, for one."""
 

@@ -107,6 +107,7 @@ class Joined(nn.Module):
         return self.both(torch.cat([one, self.two(x)], 1)), self.other(one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loudness", "ranges"), [(1.0, 1), (50.0, 1)])
 def test_parts_that_an_int8_layer_reads_have_its_range(
     make_program: MakeProgram, assert_exact: AssertExact, loudness: float, ranges: int
@@ -139,6 +140,7 @@ class Excited(nn.Module):
         return self.last(x * gate[:, :, None, None])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keepdim", "dims"), [(True, (2, 3)), (False, (-1, -2))])
 def test_a_mean_over_height_and_width_has_a_range_of_its_own_and_is_exact(
     make_program: MakeProgram, assert_exact: AssertExact, keepdim: bool, dims: tuple[int, int]
@@ -161,6 +163,7 @@ class Small(nn.Module):
         return self.last(self.first(x))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loudness", [1e-4, 1e-9, 1e-14])
 def test_scales_go_as_small_as_they_must(make_program: MakeProgram, assert_exact: AssertExact, loudness: float) -> None:
     torch.manual_seed(0)
@@ -170,6 +173,7 @@ def test_scales_go_as_small_as_they_must(make_program: MakeProgram, assert_exact
     assert_exact(program, x)
 
 
+@pytest.mark.slow
 def test_a_signal_that_has_vanished_leaves_the_bias(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     torch.manual_seed(0)
     model, x = nn.Linear(32, 32), (1e-42 * torch.randn(4, 16, 32),)
@@ -224,6 +228,7 @@ class Padded(nn.Module):
         return F.pad(self.two(torch.relu(F.pad(self.one(x), (2, -4)))), (1, 1))
 
 
+@pytest.mark.slow
 def test_pads_are_exact(make_program: MakeProgram, assert_exact: AssertExact) -> None:
     model, x = Padded(), (torch.randn(4, 8, 32),)
     assert_exact(make_program(model, x, int8(model)), x)

@@ -50,6 +50,7 @@ def on_qnnpack(program: Program, layer: nn.Module, weight: PQWeight, x: Tensor) 
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("qnnpack" not in torch.backends.quantized.supported_engines, reason="this torch was built without QNNPACK")
 @pytest.mark.parametrize("name", ["linear", "conv", "strided conv", "depthwise"])
 def test_both_runtimes_are_within_a_step_of_qnnpack(make_program: MakeProgram, random_table: RandomTable, engine: None, name: str) -> None:

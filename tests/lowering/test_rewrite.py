@@ -50,6 +50,7 @@ def masks() -> dict[str, Tensor]:
     return {"bool": seen, "inf": hidden, "min": hidden.clamp(min=torch.finfo(torch.float32).min), "soft": torch.randn(3, 1, 6, 6)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bool", "inf", "min", "soft"])
 def test_masked_attention_is_finite_and_what_torch_gives(make_program: MakeProgram, kind: str) -> None:
     torch.manual_seed(0)
@@ -58,6 +59,7 @@ def test_masked_attention_is_finite_and_what_torch_gives(make_program: MakeProgr
     check_runtimes(program)
 
 
+@pytest.mark.slow
 def test_a_learned_bias_is_only_added(make_program: MakeProgram) -> None:
     torch.manual_seed(0)
     program = make_program(Attention(torch.randn(2, 6, 6)[None]), (torch.randn(3, 2, 6, 8),), {})
@@ -74,6 +76,7 @@ class Bags(nn.Module):
         return self.bag(ids)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_of_one_length_are_looked_up_in_their_table(make_program: MakeProgram, random_table: RandomTable, mode: str) -> None:
     table, ids = random_table((20, 8), block=4, per_row=False), torch.tensor([[0, 19, 3], [7, 7, 1]])

@@ -104,6 +104,7 @@ class Residual(nn.Module):
         return torch.relu(x + self.two(x))
 
 
+@pytest.mark.slow
 def test_runtimes_are_bit_identical_on_residual_networks(make_program: Callable[..., Program]) -> None:
     from qn_deploy.weights.compressed import IntWeight
 

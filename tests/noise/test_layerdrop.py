@@ -265,6 +265,7 @@ def _train_alone(rank: int, folder: str, shard: bool) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 def test_processes_that_skip_other_layers_train_one_model(shard: bool, tmp_path: Any) -> None:
     mp.start_processes(_train_alone, (str(tmp_path), shard), nprocs=2, start_method="spawn")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compression.tables import table_from_weight
 from qn_deploy.noise.functions import Noise
 from qn_deploy.noise.product import Clusters, ExactNoise, MeanNoise, ZeroNoise
 from qn_deploy.recipe import Table
+from qn_deploy.weights.tables import table_from_weight
 
 torch.set_num_threads(1)
 

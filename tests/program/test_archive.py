@@ -116,6 +116,7 @@ def test_an_input_given_twice_and_a_channels_last_weight() -> None:
 SIZES = st.integers(1, 16) | st.integers(17, 256) | st.integers(257, 2048)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(d=st.sampled_from([1, 2, 4]), sizes=st.lists(SIZES, min_size=1, max_size=2), books=st.integers(1, 2), seed=st.integers(0, 99))
 def test_any_table_comes_back(d: int, sizes: list[int], books: int, seed: int) -> None:
@@ -211,6 +212,7 @@ def test_names_that_the_graph_does_not_have_are_refused(program: Program, change
         program_to_bytes(replace(program, **change))
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import hashlib, sys, torch

@@ -167,6 +167,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_data_is_refused_in_one_line(fixed: Program, tmp_path: Path, case: str) -> None:
     make, message = BAD[case]

@@ -349,3 +349,10 @@ def test_what_torch_export_cannot_take_is_said_in_one_line() -> None:
     with pytest.raises(ExportError, match=r"torch\.export can't capture Returns: ") as caught:
         capture(Returns(lambda y: y if y.sum() > 0 else -y), INPUT)
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_in_another_order_of_memory_is_taken_in_the_order_of_runtimes() -> None:
+    image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    program = capture(nn.Conv2d(3, 4, 3), (image,))
+    assert program.golden.inputs[0].is_contiguous() and torch.equal(program.golden.inputs[0], image)
+    assert next(node.meta["val"] for node in program.exported.graph.nodes if node.name == program.inputs[0]).is_contiguous()

@@ -163,7 +163,7 @@ def test_names_come_from_the_archive(archives: dict[str, bytes]) -> None:
     program = program_from_pt2(read_members(archives["image"]))
     assert (program.inputs, program.outputs) == (("image", "gain"), ("scores", "features"))
     assert program.classes["conv.weight"] == ("Conv2d", "_ConvNd", "Image")
-    assert program.classes["tied.weight"] == ("Linear", "Image") and "first.weight" not in program.classes
+    assert program.classes["first.weight"] == ("Linear", "Image") and "tied.weight" not in program.classes
     assert "made up" in program.notes[0] and str(program.exported.range_constraints).endswith("64]}")
     nested = program_from_pt2(read_members(archives["nested"]))
     assert nested.inputs == ("x", "more_b")

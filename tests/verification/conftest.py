@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from qn_deploy.verification import ladder
+from tests.verification.folders import run_here
+
 # Its program is a word, and it does what the word says.
 THIRD = """
     import os, signal, sys, time
@@ -48,3 +51,9 @@ def third_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
     return "third"
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the runtimes in this process."""
+    monkeypatch.setattr(ladder, "run_isolated", run_here)

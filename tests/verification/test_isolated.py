@@ -24,6 +24,7 @@ def test_a_third_exporter_comes_through_the_same_door(third_exporter: str) -> No
     assert sorted(find_exporters()) == ["executorch", "onnx", third_exporter]
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_result_and_the_other_runs_still_happen(third_exporter: str, temporary: Path) -> None:
     inputs = (torch.zeros(2, 3), torch.arange(4)[::2])
     words = ("plus one", "raise", "segfault", "raise nothing", "flags", "talk", "views", "exit")

@@ -21,6 +21,7 @@ from qn_deploy.verification.layers import LayerAgreement, check_layers, compare_
 from qn_deploy.verification.report import Report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, "stem", "body", "head"])
 def test_the_layer_that_is_wrong_is_named_with_its_error(model: Any, layer: str | None) -> None:
     def run(data: bytes, inputs: Batch) -> Batch:
@@ -60,12 +61,18 @@ def test_an_operator_without_an_exact_rule_is_judged_by_itself() -> None:
     assert check.limit == "bit-identical, others SQNR >= 60 dB"
 
 
+def test_each_layer_says_what_it_is() -> None:
+    said = [str(found) for found in compared(nn.Softmax(1))]
+    assert said == ["linear, weight int8, int8 by an exact rule", "softmax, float", "linear, weight int8, int8 by an exact rule"]
+
+
 @pytest.mark.parametrize("inexact", ["linear", "relu"])
 def test_a_layer_and_the_clamp_that_joins_it_are_one(inexact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qn_deploy.verification.layers.inexact_operators", lambda exported: [inexact])
     assert [(found.name, found.exact) for found in compared(nn.ReLU())] == [("0", False), ("2", True)]
 
 
+@pytest.mark.slow
 def test_of_a_program_that_is_not_static_each_layer_is_close_to_the_simulation(model: Any) -> None:
     program = load(model.path)
     layers = compare_layers(program, Activations.NONE, EXPORTER, lambda data, inputs: EXPORTER.run(data, (inputs,))[0])

@@ -67,9 +67,9 @@ def test_the_sign_of_zero_is_no_difference() -> None:
     assert (result.identical, result.max_error, result.differing, result.sqnr_db) == (True, 0.0, 0.0, INF)
 
 
-@pytest.mark.parametrize(("found", "expected"), [(NAN, NAN), (NAN, 1.0), (1.0, NAN), (INF, NAN)])
+@pytest.mark.parametrize(("found", "expected"), [(NAN, 1.0), (1.0, NAN), (INF, NAN)])
 @pytest.mark.parametrize("step", [None, 0.5])
-def test_nan_agrees_with_nothing(found: float, expected: float, step: float | None) -> None:
+def test_nan_agrees_with_no_number(found: float, expected: float, step: float | None) -> None:
     result = compare(floats(found, 1.0), floats(expected, 1.0), step)
     assert not result.identical
     assert math.isnan(result.max_error)
@@ -80,9 +80,24 @@ def test_nan_agrees_with_nothing(found: float, expected: float, step: float | No
     assert result.top1 == 0.0
 
 
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_nan_in_both_is_the_same_and_no_signal(step: float | None) -> None:
+    result = compare(floats(NAN, 1.0), floats(NAN, 1.0), step)
+    assert (result.identical, result.max_error, result.differing, result.sqnr_db, result.cosine, result.top1) == (True, 0, 0, INF, 1, 1)
+    assert compare(floats(NAN, 11.0), floats(NAN, 10.0)).sqnr_db == pytest.approx(20.0)
+
+
 def test_nan_costs_the_top1_of_its_own_row_only() -> None:
     rows = torch.tensor([[NAN, 1.0], [2.0, 1.0]])
-    assert compare(rows, rows).top1 == 0.5
+    assert compare(rows, rows.nan_to_num(0.0)).top1 == 0.5
+    assert compare(rows, rows).top1 == 1.0
+
+
+def test_of_equal_entries_any_may_be_the_largest() -> None:
+    tied = torch.tensor([[2.0, 2.0, 1.0]])
+    assert compare(tied, torch.tensor([[2.0, 2.1, 1.0]])).top1 == 1.0
+    assert compare(torch.tensor([[2.0, 2.1, 1.0]]), tied).top1 == 1.0
+    assert compare(tied, torch.tensor([[2.0, 2.0, 2.1]])).top1 == 0.0
 
 
 def test_infinity_agrees_with_itself_alone() -> None:
@@ -91,8 +106,8 @@ def test_infinity_agrees_with_itself_alone() -> None:
     for found, expected in [(INF, -INF), (INF, 1.0), (1.0, INF)]:
         result = compare(floats(found, 1.0), floats(expected, 1.0), step=1.0)
         assert (result.identical, result.steps, result.sqnr_db) == (False, INF, -INF)
-    # A matched infinity is no signal that could drown the noise of the other values.
-    assert compare(floats(INF, 2.0), floats(INF, 1.0)).sqnr_db == -INF
+    # A matched infinity is no signal that could drown the noise of the other values, and no noise.
+    assert compare(floats(INF, 2.0), floats(INF, 1.0)).sqnr_db == 0.0
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 10), (3, 0)])
@@ -108,6 +123,7 @@ def test_a_scalar_is_one_row_of_one_value() -> None:
 
 def test_integers_and_booleans_are_compared_too() -> None:
     assert compare(torch.tensor([1, 2]), torch.tensor([1, 4])).max_error == 2.0
+    assert [compare(each, each).is_float for each in (torch.tensor([1]), torch.tensor([True]), floats(1.0))] == [False, False, True]
     assert compare(torch.tensor([True, False]), torch.tensor([True, True])).differing == 0.5
 
 

@@ -30,6 +30,7 @@ def fake_compiler(folder: Path, body: str) -> tuple[str, ...]:
     return (str(script),)
 
 
+@pytest.mark.slow
 def test_sources_compile_without_a_warning(empty_cache: Path) -> None:
     library = build_backend((*find_compiler(), "-Wall", "-Wextra", "-Werror", "-O0"))
     assert library.name == LIBRARY
@@ -106,6 +107,7 @@ def test_zlib_is_linked_by_the_name_it_has(tmp_path: Path, present: tuple[str, .
     assert find_zlib((str(script),)) == option
 
 
+@pytest.mark.slow
 def test_the_backend_links_zlib_by_its_run_time_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_zlib", lambda _: "-l:libz.so.1")
     assert build_backend((*find_compiler(), "-O0")).exists()

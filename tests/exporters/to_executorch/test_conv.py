@@ -51,6 +51,7 @@ def tables(random_table: RandomTable) -> dict[str, CompressedWeight]:
     }
 
 
+@pytest.mark.slow
 def test_static_layers_of_every_kind_are_exact_and_stored_as_tables(
     make_program: MakeProgram, random_table: RandomTable, twins: Twins
 ) -> None:
@@ -75,6 +76,7 @@ def test_static_layers_of_every_kind_are_exact_and_stored_as_tables(
     assert not written.notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["operators", "residual"])
 def test_networks_are_exact(programs: Programs, write: Write, twins: Twins, name: str) -> None:
     written, x = write(name, "executorch", Activations.STATIC), programs(name).golden.inputs
@@ -82,6 +84,7 @@ def test_networks_are_exact(programs: Programs, write: Write, twins: Twins, name
         assert torch.equal(found, reference)
 
 
+@pytest.mark.slow
 def test_without_activation_quantization_tables_expand_to_float(programs: Programs, write: Write, twins: Twins) -> None:
     written, x = write("operators", "executorch", Activations.NONE), programs("operators").golden.inputs
     for found, simulated in zip(twins(written, x), written.lowered.simulate(x), strict=True):

@@ -53,6 +53,7 @@ def test_rows_are_looked_up_exactly_and_stay_codes(make_program: MakeProgram, ra
     assert len(written.data) <= sum(weight.nbytes for weight in weights) + 24 * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", [Activations.DYNAMIC, Activations.NONE])
 def test_a_tied_weight_runs_in_both_places(programs: Programs, write: Write, twins: Twins, activations: Activations) -> None:
     written, x = write("tied", "executorch", activations), programs("tied").golden.inputs

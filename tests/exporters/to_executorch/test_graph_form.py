@@ -22,6 +22,7 @@ RandomTable = Callable[..., PQWeight]
 GRAPH = ExecutorchOptions(form="graph")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["operators", "words", "tied", "shared"])
 def test_it_computes_what_the_float_program_does(programs: Programs, name: str) -> None:
     program = programs(name)
@@ -33,6 +34,7 @@ def test_it_computes_what_the_float_program_does(programs: Programs, name: str) 
     assert not written.companions
 
 
+@pytest.mark.slow
 def test_rows_are_looked_up_some_at_a_time_and_stay_codes(
     make_program: MakeProgram, random_table: RandomTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +59,7 @@ def test_rows_are_looked_up_some_at_a_time_and_stay_codes(
     assert sum(map(len, named_data(written.data).values())) < 1000  # nothing of a weight's size is packed into a delegate
 
 
+@pytest.mark.slow
 def test_what_xnnpack_leaves_is_told(programs: Programs) -> None:
     notes = write_file(EXPORTER, programs("operators"), Activations.NONE, GRAPH).notes
     assert notes[0] == "strided.weight is looked up as a whole at every run: XNNPACK takes no computed weight for conv2d"

@@ -56,6 +56,7 @@ def forms(random_table: RandomTable) -> dict[str, CompressedWeight]:
     }
 
 
+@pytest.mark.slow
 def test_static_layers_of_every_form_are_exact(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
     x = torch.randn(4, 3, 64, generator=torch.Generator().manual_seed(1))
     weights = forms(random_table)
@@ -66,6 +67,7 @@ def test_static_layers_of_every_form_are_exact(make_program: MakeProgram, random
     assert not written.notes
 
 
+@pytest.mark.slow
 def test_each_form_is_stored_as_it_is(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     weights = forms(random_table)
@@ -80,6 +82,7 @@ def test_each_form_is_stored_as_it_is(make_program: MakeProgram, random_table: R
     assert weights["int8"].int8().numpy().tobytes() in stored
 
 
+@pytest.mark.slow
 def test_a_dynamic_layer_has_a_range_for_each_row(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
     size = torch.logspace(-3, 3, 16)[:, None]
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1)) * size
@@ -89,6 +92,7 @@ def test_a_dynamic_layer_has_a_range_for_each_row(make_program: MakeProgram, ran
     assert ((found - simulated).abs() / scale).max() < 0.01  # of each row, the smallest a millionth of the largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", [Activations.STATIC, Activations.DYNAMIC])
 def test_a_weight_with_two_readers_is_stored_once(programs: Programs, write: Write, twins: Twins, activations: Activations) -> None:
     written = write("shared", "executorch", activations)
@@ -98,6 +102,7 @@ def test_a_weight_with_two_readers_is_stored_once(programs: Programs, write: Wri
     assert list(dense.values()).count(weight) == 1
 
 
+@pytest.mark.slow
 def test_batch_and_length_are_dynamic_up_to_their_bounds(write: Write) -> None:
     written = write("words", "executorch", Activations.DYNAMIC)
     for shape in ((1, 2), (64, 128)):

@@ -115,6 +115,7 @@ def test_the_runner_refuses_damaged_programs_and_unknown_words(built: Path, mode
         assert (done.returncode, "usage: qn_runner" in done.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_an_application_loads_the_shared_library(built: Path, lowered, tmp_path: Path) -> None:
     """Registered by dlopen alone, as System.loadLibrary does it in an app."""
     (tmp_path / "model.pte").write_bytes(to_tables(lowered.stock, lowered.tables))

@@ -101,6 +101,7 @@ def test_what_is_no_program_is_refused(data: bytes) -> None:
         load_program(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowered", [DType.INT8], indirect=True, ids=["int8"])
 def test_the_user_sees_nothing_but_the_result(lowered, tmp_path: Path) -> None:
     (tmp_path / "model.pte").write_bytes(to_tables(lowered.stock, lowered.tables))

@@ -65,6 +65,7 @@ class Halves(nn.Module):
         return left * right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shapes", [(), BATCH], ids=["fixed", "dynamic"])
 def test_attention_is_cut_at_dynamic_slices_only(
     make_program: MakeProgram, random_table: RandomTable, payloads: Callable[[bytes], list[bytes]], shapes: object
@@ -79,6 +80,7 @@ def test_attention_is_cut_at_dynamic_slices_only(
         torch.testing.assert_close(EXPORTER.run(written.data, (x,))[0][0], written.lowered.simulate(x)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shapes_change_and_no_value(make_program: MakeProgram) -> None:
     def inputs(batch: int, length: int) -> tuple[Tensor, Tensor]:
         return torch.randn(batch, length, 6), torch.randn(batch, 4, 1, 3)

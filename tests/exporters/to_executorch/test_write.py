@@ -41,6 +41,7 @@ def dense(values: Tensor) -> bytes:
     return values.contiguous().numpy().tobytes()
 
 
+@pytest.mark.slow
 def test_a_recurrent_layer_holds_float_tables_beside_int8_ones_and_takes_every_batch(
     make_program: MakeProgram, random_table: RandomTable
 ) -> None:

@@ -42,6 +42,7 @@ class Separate(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", [Activations.STATIC, Activations.DYNAMIC, Activations.NONE])
 @pytest.mark.parametrize(("kind", "layers"), [(Packed, 2), (Separate, 4)])
 def test_projections_are_fused_and_what_is_between_them_goes_through(

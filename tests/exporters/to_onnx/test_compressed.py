@@ -94,6 +94,7 @@ def layer(weight: PQWeight, kind: str, dimensions: int, bias: np.ndarray | None)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(("Gemm", "MatMul", "Conv", "MatMulInteger")),
     columns=st.integers(1, 40),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ Write = Callable[[str, str, Activations], Written]
 Optimized = Callable[[bytes], "Counter[str]"]
 
 
+@pytest.mark.slow
 @given(
     groups=st.sampled_from([1, 2, 4]),
     width=st.integers(1, 4),

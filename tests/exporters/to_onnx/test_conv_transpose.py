@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", [Activations.STATIC, Activations.NONE])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_table_expands_and_the_layer_runs_in_float(

@@ -13,8 +13,8 @@ from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Written
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
-from qn_deploy.verification.processor import adds_in_16_bits
 from qn_deploy.weights.compressed import IntWeight, PQWeight
+from tests.processor import adds_in_16_bits
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -28,6 +28,7 @@ def initializers(data: bytes) -> dict[str, tuple[int, ...]]:
     return {entry.name: tuple(entry.dims) for entry in onnx.load_model_from_string(data).graph.initializer}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "books", "per_row"), [(4, 1, False), (4, 2, True), (17, 2, False), (300, 1, True), (300, 2, False)])
 def test_rows_are_looked_up_exactly(make_program: MakeProgram, random_table: RandomTable, size: int, books: int, per_row: bool) -> None:
     table = random_table((20, 8), block=4, size=size, books=books, per_row=per_row)

@@ -38,6 +38,7 @@ def node_of(graph: onnx.GraphProto, operator: str, part: str) -> onnx.NodeProto:
     return next(node for node in graph.node if node.op_type == operator and any(part in name for name in (*node.input, node.name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "activations"), FORMS, ids=[f"{name}-{activations.value}" for name, activations in FORMS])
 def test_nothing_is_lost_of_what_we_write(write: Write, name: str, activations: Activations) -> None:
     findings = check_fusions(write(name, "onnx", activations).data)
@@ -99,6 +100,7 @@ def test_trap_int8_activations_at_a_fork(programs: Programs, monkeypatch: pytest
         write_file(EXPORTER, programs("residual"), Activations.STATIC)
 
 
+@pytest.mark.slow
 def test_a_lost_fusion_is_an_error_or_with_allow_unfused_a_remark(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "unsigned_activations", lambda model, weights: None)
     with pytest.raises(ExportError, match=r"--allow-unfused"):

@@ -57,6 +57,7 @@ def test_a_shell_is_made_of_a_program_in_two_files(programs: Programs, small_fil
     assert EXPORTER.rebuild(written.companions) == EXPORTER.dense(written.data, written.parts)
 
 
+@pytest.mark.slow
 def test_a_folder_with_external_data_loads_by_its_path_and_verifies(
     programs: Programs, tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,8 @@ from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.lowering.rules import ONNXRUNTIME
 from qn_deploy.program.program import Program
-from qn_deploy.verification.processor import adds_in_16_bits
 from qn_deploy.weights.compressed import PQWeight
+from tests.processor import adds_in_16_bits
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -34,6 +34,7 @@ def output_step(written: Written) -> float:
     return float(output.args[1])
 
 
+@pytest.mark.slow
 @given(
     columns=st.integers(1, 8),
     block=st.sampled_from([1, 2, 4, 8]),
@@ -73,6 +74,7 @@ def test_a_static_layer_is_exact_in_onnxruntime(
     assert (steps.abs() > 0.5).float().mean() < 0.002  # float sums in another order: a tie here and there
 
 
+@pytest.mark.slow
 @given(columns=st.integers(1, 8), books=st.integers(1, 4), rank=st.integers(1, 4), bias=st.booleans())
 @settings(SETTINGS, max_examples=4)
 def test_a_dynamic_layer_multiplies_integers_and_then_the_two_scales(
@@ -98,6 +100,7 @@ def test_static_layers_are_fused(write: Write, optimized: Optimized) -> None:
     assert found == Counter(QuantizeLinear=1, QGemm=3, DequantizeLinear=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [{0: BATCH}, {0: BATCH, 1: LENGTH}], ids=["batch", "batch and length"])
 def test_a_static_layer_of_more_dimensions_is_flattened_to_the_fused_gemm(
     make_program: MakeProgram, random_table: RandomTable, optimized: Optimized, dynamic: dict[int, Dim]

@@ -32,6 +32,7 @@ def shells(programs: Programs) -> Callable[[str, Activations], Written]:
     return lambda name, activations: write_file(EXPORTER, programs(name), activations, OnnxOptions(shell=True))
 
 
+@pytest.mark.slow
 @forms
 def test_shell_and_sidecar_are_the_dense_program_byte_for_byte(
     shells: Callable[[str, Activations], Written], name: str, activations: Activations
@@ -42,6 +43,7 @@ def test_shell_and_sidecar_are_the_dense_program_byte_for_byte(
     assert written.companions == shells(name, activations).companions
 
 
+@pytest.mark.slow
 @forms
 def test_a_loaded_shell_computes_what_the_file_computes(
     shells: Callable[[str, Activations], Written], programs: Programs, tmp_path: Path, name: str, activations: Activations
@@ -92,6 +94,7 @@ def changed(sidecar: bytes, change: Callable[[dict[str, np.ndarray], dict[str, l
     return save(tensors, {"shapes": json.dumps(shapes)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

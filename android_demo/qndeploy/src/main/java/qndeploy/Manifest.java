@@ -23,6 +23,8 @@ public final class Manifest {
         /** True for a .pte that only ExecuTorch with our backend runs; its companion runs without. */
         public final boolean needsBackend;
         public final boolean isStatic;
+        /** True if no activation is quantized. */
+        public final boolean isFloat;
         /** True if every operator has an exact integer rule, so that a runtime has to meet the reference bit for bit. */
         public final boolean isExact;
         /** The quantization step of each output, null for a float output. */
@@ -32,6 +34,7 @@ public final class Manifest {
             exporter = program.getString("exporter");
             runtime = program.getString("runtime");
             isStatic = program.getString("activations").startsWith("static"); // static, or static-qnnpack
+            isFloat = program.getString("activations").equals("none");
             isExact = isStatic && program.getJSONArray("inexact").length() == 0;
             JSONArray all = program.getJSONArray("steps");
             for (int i = 0; i < all.length(); i++) {

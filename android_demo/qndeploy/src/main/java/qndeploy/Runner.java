@@ -45,8 +45,8 @@ public final class Runner {
         String file = build.programs.get(0);
         for (int i = 1; i < build.programs.size(); i++) {
             Outcome other = outcomes.get(i);
-            boolean isStatic = build.manifest.files.get(file).isStatic && build.manifest.files.get(build.programs.get(i)).isStatic;
-            if (isStatic && outputs != null && other.outputs != null && !first.get("runtime").equals(other.facts.get("runtime"))) {
+            boolean isExact = build.manifest.files.get(file).isExact && build.manifest.files.get(build.programs.get(i)).isExact;
+            if (isExact && outputs != null && other.outputs != null && !first.get("runtime").equals(other.facts.get("runtime"))) {
                 String files = first.get("file") + "," + other.facts.get("file");
                 String runtimes = first.get("runtime") + " to " + other.facts.get("runtime");
                 Verdict verdict = Verdict.ofTwins(build, file, outputs, other.outputs);

@@ -1,13 +1,15 @@
 package qndeploy;
 
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
+import java.util.Set;
 
 /** What was found, the limit, and whether it passed: one check of the parity ladder, by the rules of qn_deploy/verification/judge.py. */
 public final class Verdict {
     /** How closely outputs have to agree. */
     public enum Rule {
-        IDENTICAL("bit-identical"), WITHIN_A_STEP("<= 1 step"), SIMILAR("SQNR >= 40 dB");
+        IDENTICAL("bit-identical"), WITHIN_A_STEP("<= 1 step"), SIMILAR("SQNR >= 40 dB"), CLOSE("SQNR >= 60 dB");
 
         private final String limit;
 
@@ -17,6 +19,7 @@ public final class Verdict {
     }
 
     private static final double MIN_SQNR_DB = 40;
+    private static final double MIN_SQNR_FLOAT_DB = 60; // where nothing is rounded
     private static final double ROUNDING = 1e-3; // of a step: outputs are step * integer in float32
 
     public final boolean passed;
@@ -33,10 +36,10 @@ public final class Verdict {
     public static Verdict ofRuntime(QnBuild build, String file, List<TensorData> outputs) throws BadFileException {
         Manifest.Entry entry = build.manifest.files.get(file);
         List<TensorData> reference = build.golden((entry.isStatic ? "reference/" : "simulated/") + entry.exporter);
-        return ofOutputs(build, file, outputs, reference, entry.isExact ? Rule.IDENTICAL : Rule.SIMILAR);
+        return ofOutputs(build, file, outputs, reference, entry.isExact ? Rule.IDENTICAL : entry.isFloat ? Rule.CLOSE : Rule.SIMILAR);
     }
 
-    /** Rung 4: two runtimes with each other, for static activations; dynamic ones are two programs by design. `file` is that of the first. */
+    /** Rung 4: two runtimes with each other, where both are exact; dynamic activations are two programs by design. `file` is the first's. */
     public static Verdict ofTwins(QnBuild build, String file, List<TensorData> one, List<TensorData> other) {
         return ofOutputs(build, file, one, other, Rule.WITHIN_A_STEP);
     }
@@ -52,23 +55,34 @@ public final class Verdict {
         if (!found.toString().equals(expected.toString())) { // types and shapes
             return new Verdict(false, found.toString(), expected.toString());
         }
+        boolean empty = true;
+        for (TensorData tensor : expected) {
+            empty &= tensor.count() == 0;
+        }
+        if (empty) {
+            return new Verdict(false, "no values: nothing was compared", "values");
+        }
         Manifest manifest = build.manifest;
         List<Double> steps = manifest.files.get(file).steps;
         boolean passed = true;
         StringBuilder said = new StringBuilder();
-        String limit = "";
+        Set<String> limits = new LinkedHashSet<>();
         for (int i = 0; i < found.size(); i++) {
             Verdict verdict = ofTensors(found.get(i), expected.get(i), steps.get(i), rule);
             passed &= verdict.passed;
             said.append(i == 0 ? "" : "; ").append(verdict.found).append(found.size() > 1 ? " [" + manifest.outputs.get(i) + "]" : "");
-            limit = verdict.limit;
+            limits.add(verdict.limit);
         }
-        return new Verdict(passed, said.toString(), limit);
+        return new Verdict(passed, said.toString(), String.join("; ", limits));
     }
 
-    /** Two tensors of one type and shape; `step` is the quantization step, null for a float output. NaN agrees with nothing. */
+    /**
+     * Two tensors of one type and shape; `step` is the quantization step, null for a float output. NaN agrees with NaN alone; integers and
+     * truth values have to be equal, whatever the rule.
+     */
     static Verdict ofTensors(TensorData found, TensorData expected, Double step, Rule rule) {
         int count = found.count();
+        boolean isFloat = found.dtype == TensorData.DType.FLOAT || found.dtype == TensorData.DType.DOUBLE;
         boolean identical = true; // but for the sign of zero, which no runtime promises to keep
         double worst = 0;
         double noise = 0;
@@ -77,40 +91,63 @@ public final class Verdict {
         for (int i = 0; i < count; i++) {
             double a = found.value(i);
             double b = expected.value(i);
-            double error = a == b ? 0 : Math.abs(a - b); // infinity - infinity is NaN
-            identical &= found.dtype == TensorData.DType.INT64 ? found.data().getLong(8 * i) == expected.data().getLong(8 * i) : a == b;
+            boolean same = a == b || Double.isNaN(a) && Double.isNaN(b);
+            double error = same ? 0 : Math.abs(a - b); // infinity - infinity is NaN
+            identical &= found.dtype == TensorData.DType.INT64 ? found.data().getLong(8 * i) == expected.data().getLong(8 * i) : same;
             worst = Math.max(worst, error);
             noise += error * error;
-            signal += b * b;
+            signal += same && !Double.isFinite(b) ? 0 : b * b; // what is infinite or NaN in both is no signal
             differing += error <= (step == null ? 0 : step / 2) ? 0 : 1;
         }
         boolean finite = signal > 0 && Double.isFinite(signal) && Double.isFinite(noise);
         double sqnr = noise == 0 ? Double.POSITIVE_INFINITY : finite ? 10 * Math.log10(signal / noise) : Double.NEGATIVE_INFINITY;
-        double top1 = sameTop1(found, expected);
         double steps = step == null ? 0 : worst / step;
+        double percent = 100.0 * differing / count;
         String said = "SQNR " + number("%.1f", sqnr) + " dB";
         if (identical) {
             said = "bit-identical";
+        } else if (!isFloat) {
+            said = String.format(Locale.ROOT, "%.2f%% of values differ", percent);
         } else if (step == null) {
-            said += String.format(Locale.ROOT, ", top-1 %.1f%%", 100 * top1);
+            said += String.format(Locale.ROOT, ", top-1 %.1f%%", 100 * sameTop1(found, expected));
         } else {
             String number = number("%.0f", steps);
-            double percent = 100.0 * differing / count;
             said = number + (number.equals("1") ? " step" : " steps") + String.format(Locale.ROOT, ", %.2f%% of values, ", percent) + said;
         }
-        Rule applied = rule == Rule.WITHIN_A_STEP && step == null ? Rule.SIMILAR : rule;
-        boolean similar = applied == Rule.SIMILAR ? sqnr >= MIN_SQNR_DB : steps <= 1 + ROUNDING;
-        return new Verdict(applied == Rule.IDENTICAL ? identical : similar, said, applied.limit);
+        Rule applied = !isFloat ? Rule.IDENTICAL : rule == Rule.WITHIN_A_STEP && step == null ? Rule.SIMILAR : rule;
+        return new Verdict(holds(applied, identical, steps, sqnr), said, applied.limit);
     }
 
-    /** Share of rows without NaN that have the same largest entry along the last dimension. */
+    private static boolean holds(Rule rule, boolean identical, double steps, double sqnr) {
+        switch (rule) {
+            case IDENTICAL: return identical;
+            case WITHIN_A_STEP: return steps <= 1 + ROUNDING;
+            default: return sqnr >= (rule == Rule.CLOSE ? MIN_SQNR_FLOAT_DB : MIN_SQNR_DB);
+        }
+    }
+
+    /** Share of rows that have a largest entry along the last dimension in common; of equal ones any may be it. */
     private static double sameTop1(TensorData found, TensorData expected) {
         int count = found.count();
         int width = found.shape.length == 0 ? 1 : (int) found.shape[found.shape.length - 1];
         int agreeing = 0;
         for (int row = 0; row < count; row += width) {
-            int best = found.argmax(row, width);
-            agreeing += best >= 0 && best == expected.argmax(row, width) ? 1 : 0;
+            double best = Double.NEGATIVE_INFINITY;
+            double wanted = Double.NEGATIVE_INFINITY;
+            for (int i = row; i < row + width; i++) {
+                boolean unknown = Double.isNaN(found.value(i)) && Double.isNaN(expected.value(i));
+                best = Math.max(best, unknown ? best : found.value(i)); // NaN stays, and equals nothing
+                wanted = Math.max(wanted, unknown ? wanted : expected.value(i));
+            }
+            for (int i = row; i < row + width; i++) {
+                boolean unknown = Double.isNaN(found.value(i)) && Double.isNaN(expected.value(i));
+                double a = unknown ? Double.NEGATIVE_INFINITY : found.value(i);
+                double b = unknown ? Double.NEGATIVE_INFINITY : expected.value(i);
+                if (a == best && b == wanted) {
+                    agreeing++;
+                    break;
+                }
+            }
         }
         return count == 0 ? 1 : (double) agreeing * width / count;
     }

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compression.tables import groups, table_from_weight
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
+from qn_deploy.weights.tables import groups, table_from_weight
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

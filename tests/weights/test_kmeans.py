@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compression.kmeans import Backend, Effort, kmeans, nearest, used
 from qn_deploy.errors import CompressionError
+from qn_deploy.weights.kmeans import Backend, Effort, kmeans, nearest, used
 
 backends = pytest.mark.parametrize("backend", ["faiss", "torch"])
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from qn_deploy.compression.kmeans import Effort, centroids_of, nearest, used
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
 from qn_deploy.weights.compressed import INT8_MAX, PQWeight, codes_dtype, to_int8
 from qn_deploy.weights.grid import DEAD_ROW
+from qn_deploy.weights.kmeans import Effort, centroids_of, nearest, used
 
 
 def table_from_weight(weight: Tensor, method: Table, seed: int = 0, per_channel: bool = True, lookups: Tensor | None = None) -> PQWeight:

@@ -1,0 +1,109 @@
+"""Weights from a checkpoint into a module: `.safetensors`, or what torch.save wrote, of which nothing but tensors is read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from qn_deploy.errors import InputError
+from qn_deploy.files import read_bytes
+
+State = dict[str, Tensor]
+_SHOWN = 3  # names in a message
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Puts the weights of a file into a module, in place.
+
+    A checkpoint may hold the weights by themselves or beside other things, under one key; names may have a prefix in common that the
+    module does not have, as a wrapper leaves it ("module.").
+
+    Args:
+        model: whose parameters and buffers are set; each of them must be in the file.
+        path: a `.safetensors`, or a file of torch.save, which is read with weights_only: no code in it is run.
+
+    Raises:
+        InputError: the file can't be read, holds no weights, or they are not those of the module; the message names what differs.
+    """
+    state = _fitting(_states(path), model, path)
+    found, wanted = set(state), model.state_dict()
+    strange = sorted(found - set(wanted))
+    shared = {wanted[name].data_ptr() for name in found & set(wanted)}
+    missing = [name for name, tensor in wanted.items() if name not in found and not (tensor.numel() and tensor.data_ptr() in shared)]
+    if missing or strange:
+        raise InputError(f"{path} does not fit {type(model).__name__}: {_differences(missing, strange)}")
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            expected = list(wanted[name].shape)
+            raise InputError(
+                f"{path}: {name} has shape {list(tensor.shape)}; {type(model).__name__} has {expected}. Build it as it was trained"
+            )
+    model.load_state_dict(state, strict=False)
+
+
+def _states(path: Path) -> list[State]:
+    """All maps from names to tensors that a file holds."""
+    data = read_bytes(path)
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
+        try:
+            return [safetensors.torch.load(data)]
+        except Exception as error:
+            raise InputError(f"{path} is a damaged safetensors file ({_line(error)}); copy it again") from None
+    try:
+        held = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises many classes
+        if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+            raise InputError(
+                f"{path} holds more than tensors, which could run code when it is opened. "
+                "Save the weights alone: torch.save(model.state_dict(), path)"
+            ) from None
+        raise InputError(f"{path} is no checkpoint of torch.save and no safetensors file ({_line(error)})") from None
+    if isinstance(held, nn.Module):
+        held = held.state_dict()
+    return list(_inside(held))
+
+
+def _inside(held: Any) -> Any:
+    """The maps of tensors in nested maps, the outermost first."""
+    if not isinstance(held, Mapping):
+        return
+    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield tensors
+    for value in held.values():
+        yield from _inside(value)
+
+
+def _fitting(states: list[State], model: nn.Module, path: Path) -> State:
+    """The map, with or without its prefix, that has the most names in common with the module."""
+    if not states:
+        raise InputError(f"{path} holds no weights: expected a map from names to tensors, as model.state_dict() gives it")
+    wanted = set(model.state_dict())
+    forms = [form for state in states for form in (state, _without_prefix(state))]
+    return max(forms, key=lambda form: len(wanted & set(form)))
+
+
+def _without_prefix(state: State) -> State:
+    prefixes = {name.partition(".")[0] for name in state}
+    if len(prefixes) != 1 or not all("." in name for name in state):
+        return state
+    return {name.partition(".")[2]: value for name, value in state.items()}
+
+
+def _differences(missing: list[str], strange: list[str]) -> str:
+    parts = []
+    for names, what in ((missing, "it lacks"), (strange, "the module has no")):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            parts.append(f"{what} {', '.join(names[:_SHOWN])}{more}")
+    return "; ".join(parts)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

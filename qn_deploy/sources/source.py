@@ -1,0 +1,77 @@
+"""A model as a user has it becomes a Program: a `.pt2`, a model.pt, or the user's own code with a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from qn_deploy.errors import InputError
+from qn_deploy.program.batches import has_dynamic_batch
+from qn_deploy.program.capture import capture
+from qn_deploy.program.program import Program
+from qn_deploy.program.store import load
+from qn_deploy.sources.checkpoint import load_weights
+from qn_deploy.sources.code import call, is_name
+from qn_deploy.sources.data import EXAMPLES, Data
+from qn_deploy.sources.example import made_examples
+
+Examples = tuple[Tensor, ...] | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        model: the path of a `.pt2` or model.pt, or `package.module:function`, which gives the module when it is called.
+        weights: a checkpoint for that module; None if it has its weights already.
+        examples: descriptions of the inputs, see `made_examples`; if there are none, the data's first samples are taken.
+    """
+
+    model: str
+    weights: Path | None = None
+    examples: tuple[str, ...] = ()
+
+    @property
+    def is_code(self) -> bool:
+        """True if the model is made by the user's code."""
+        return is_name(self.model) and not Path(self.model).exists()
+
+    def open(self, data: Data | None = None) -> Program:
+        """The program.
+
+        Args:
+            data: for calibration; its first samples are the example inputs where none are described.
+
+        Raises:
+            InputError: the source can't be read, the weights do not fit, or there are no example inputs; the message says what to do.
+            ExportError: torch.export can't capture the module.
+        """
+        described: Examples | None = made_examples(self.examples) if self.examples else None
+        if self.is_code:
+            return self._captured(described or (data.examples() if data else None))
+        if self.weights is not None:
+            raise InputError(
+                f"--weights is for a model that your code makes, package.module:function; {self.model} holds its weights itself"
+            )
+        given = Path(self.model)
+        program = load(given, described)
+        if described is None and data is not None and given.suffix == ".pt2":  # which holds none that may be opened
+            first = data.for_program(program)[0]
+            return load(given, tuple(tensor[:EXAMPLES] for tensor in first) if has_dynamic_batch(program) else first)
+        return program
+
+    def _captured(self, examples: Examples | None) -> Program:
+        if examples is None:
+            raise InputError(
+                f"{self.model} needs example inputs to be captured with: --calibrate data.npz, or --example 'image=float32[1,3,224,224]'"
+            )
+        model = call(self.model)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"{self.model} gives a {type(model).__name__}; expected a torch.nn.Module")
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        model = model.eval().cpu()
+        return capture(model, kwargs=examples) if isinstance(examples, dict) else capture(model, tuple(examples))

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log10
+
+import pytest
+import torch
+from torch import nn
+
+from qn_deploy.compression.compress import compress
+from qn_deploy.compression.plan import PlanConfig, file_bytes, plan, signal
+from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.graph.lifted import unlifted
+from qn_deploy.program.capture import capture
+from qn_deploy.program.program import Batch, Program
+from qn_deploy.recipe import Int8, Recipe, Rule, Table
+
+CONFIG = PlanConfig(draws=32)
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[Program, list[Batch]]:
+    """A layer that the outputs hardly feel, and one that they hang on."""
+    torch.manual_seed(0)
+    wide, narrow, last = nn.Linear(64, 128), nn.Linear(64, 128), nn.Linear(256, 16)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quiet, self.loud, self.last = wide, narrow, last
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.cat([0.05 * self.quiet(x).relu(), self.loud(x).relu()], 1))  # type: ignore[no-any-return]
+
+    batches: list[Batch] = [(torch.randn(32, 64),) for _ in range(8)]
+    return capture(Two(), (batches[0][0][:2],)), batches
+
+
+def weight_bytes(program: Program) -> int:
+    return sum(weight.nbytes for weight in program.weights.values())
+
+
+@torch.no_grad()
+def lost(small: Program, program: Program, batches: list[Batch]) -> float:
+    x = torch.cat([batch[0] for batch in batches])
+    (ours,), (theirs,) = unlifted(small.exported)(x), unlifted(program.exported)(x)
+    return float((ours - theirs).square().sum() / theirs.square().sum())
+
+
+@pytest.mark.parametrize("block", [2, 4, 8])
+def test_a_budget_is_met_and_loses_less_than_the_same_bytes_of_one_recipe(net: tuple[Program, list[Batch]], block: int) -> None:
+    program, batches = net
+    uniform = compress(program, Recipe((Rule(Table(block, 16)),)), batches)
+    limit = weight_bytes(uniform)
+    small = plan(program, batches, max_size=limit, size=weight_bytes, config=CONFIG)
+    assert limit * 0.9 < weight_bytes(small) <= limit
+    assert lost(small, program, batches) < lost(uniform, program, batches)
+    bits = {name: 8 * weight.nbytes / weight.dequantize().numel() for name, weight in small.weights.items()}
+    assert bits["quiet.weight"] < bits["loud.weight"] or block == 8  # where there is no smaller one
+
+
+def test_what_was_found_stands_in_the_provenance(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    small = plan(program, batches, max_size=24_000, config=CONFIG)
+    assert 23_000 < file_bytes(small) <= 24_000
+    entry, made = small.provenance
+    assert (entry["stage"], made["stage"]) == ("plan", "compress")
+    assert 0 <= entry["gap"] < 0.2 and entry["bytes"] <= 24_000
+    sizes, decibels = zip(*entry["frontier"], strict=True)
+    assert list(sizes) == sorted(sizes) and list(decibels[:-1]) == sorted(decibels[:-1])
+    assert small.ranges and small.recipe is not None and small.recipe.title == "budget"
+
+
+@pytest.mark.slow
+def test_too_small_a_budget_names_the_smallest_size(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    with pytest.raises(InputError, match=r"the smallest file of this model has ([\d,]+) bytes, [\d,]+ more than the 9,000") as caught:
+        plan(program, batches, max_size=9_000, config=CONFIG)
+    smallest = int(str(caught.value).split(" has ")[1].split(" bytes")[0].replace(",", ""))
+    assert file_bytes(plan(program, batches, max_size=smallest, config=CONFIG)) <= smallest
+
+
+def test_a_budget_of_another_file_is_met_too(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+
+    def size(each: Program) -> int:
+        return weight_bytes(each) + 1000
+
+    assert 9_000 < size(plan(program, batches, max_size=10_000, size=size, config=CONFIG)) <= 10_000
+
+
+def test_a_drop_is_kept_and_the_program_is_small(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    small = plan(program, batches, max_drop=0.1, config=CONFIG)
+    held = batches[3::4]
+    assert signal(program, held)(unlifted(program.exported)) == 0
+    assert -signal(program, held)(unlifted(small.exported)) <= 0.1
+    int8 = compress(program, Recipe((Rule(Int8()),)), batches)
+    assert file_bytes(small) < file_bytes(int8)
+    assert lost(small, program, held) == pytest.approx(1 - 10 ** (signal(program, held)(unlifted(small.exported)) / 10), rel=1e-3)
+
+
+def test_a_metric_of_the_users_decides(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    x = torch.cat([batch[0] for batch in batches])
+    labels = unlifted(program.exported)(x)[0].argmax(1)
+
+    def accuracy(run: Callable[..., tuple[torch.Tensor, ...]]) -> float:
+        return 100 * float((run(x)[0].argmax(1) == labels).float().mean())
+
+    small = plan(program, batches, max_drop=5.0, metric=accuracy, config=CONFIG)
+    assert 95 <= accuracy(unlifted(small.exported)) < 100
+
+
+def test_a_budget_is_one_of_two_and_takes_a_float_program(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    for wrong in ({}, {"max_size": 10, "max_drop": 1.0}):
+        with pytest.raises(InputError, match="give either max_size or max_drop"):
+            plan(program, batches, **wrong)
+    with pytest.raises(CompressionError, match="compressed already"):
+        plan(compress(program, Recipe((Rule(Int8()),))), batches, max_size=10_000)
+    with pytest.raises(CompressionError, match="no weight that can be compressed"):
+        plan(capture(nn.ReLU(), (torch.zeros(2, 3),)), [(torch.zeros(2, 3),)], max_size=10_000)
+    with pytest.raises(InputError, match="draws 0; expected 1 or more"):
+        PlanConfig(draws=0)
+
+
+def test_decibels_of_signal() -> None:
+    program = capture(nn.Linear(4, 4), (torch.randn(8, 4),))
+    x = torch.randn(8, 4)
+    (whole,) = unlifted(program.exported)(x)
+    noise = torch.randn_like(whole)
+    noise *= (0.1 * whole.square().sum() / noise.square().sum()).sqrt()
+    assert signal(program, [(x,)])(lambda _: (whole + noise,)) == pytest.approx(10 * log10(0.9), rel=1e-4)
+    assert signal(program, [(x,)])(lambda _: (3 * whole,)) == -float("inf")

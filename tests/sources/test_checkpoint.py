@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from qn_deploy.errors import InputError
+from qn_deploy.sources.checkpoint import load_weights
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.second.weight = self.first.weight
+
+
+def trained() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return Net().state_dict()
+
+
+def prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, state: torch.save(state, path),
+        lambda path, state: torch.save(state, path, _use_new_zipfile_serialization=False),
+        lambda path, state: torch.save({"epoch": 3, "model": prefixed(state), "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, path),
+        lambda path, state: safetensors.torch.save_file({k: v for k, v in state.items() if k != "second.weight"}, path),
+    ],
+    ids=["torch", "old torch", "nested and prefixed", "safetensors without tied copies"],
+)
+def test_weights_come_out_of_any_checkpoint(tmp_path: Path, write: Callable[[Path, dict[str, Tensor]], Any]) -> None:
+    state, model = trained(), Net()
+    write(tmp_path / "weights", state)
+    load_weights(model, tmp_path / "weights")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.first.weight is model.second.weight
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("run_by_a_checkpoint",)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: torch.save({"weight": Evil()}, path), "holds more than tensors, which could run code when it is opened"),
+        (lambda path: torch.save({"epoch": 3}, path), "holds no weights: expected a map from names to tensors"),
+        (lambda path: path.write_bytes(b"hello"), "is no checkpoint of torch.save and no safetensors file"),
+        (lambda path: path.write_bytes((3).to_bytes(8, "little") + b"{x}"), "is a damaged safetensors file|is no checkpoint"),
+        (lambda path: None, "cannot read .*: No such file"),
+        (
+            lambda path: torch.save({"first.weight": torch.zeros(4, 4)}, path),
+            "does not fit Net: it lacks first.bias, second.bias, norm.weight and 4 more",
+        ),
+        (lambda path: torch.save({**trained(), "third.weight": torch.zeros(1)}, path), "does not fit Net: the module has no third.weight"),
+        (lambda path: torch.save({**trained(), "first.bias": torch.zeros(5)}, path), r"first.bias has shape \[5\]; Net has \[4\]"),
+    ],
+    ids=["code", "no tensors", "text", "damaged", "missing", "lacking", "strange", "shape"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = Net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    write(tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=message):
+        load_weights(model, tmp_path / "weights.pt")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not (tmp_path / "run_by_a_checkpoint").exists()
