@@ -85,7 +85,7 @@ def _convolve(graph_module: GraphModule, node: Any) -> None:
     _, channels, _, height, width = x.meta["val"].shape
     with graph_module.graph.inserting_before(node):
         x = called(graph_module, _aten.permute.default, x, [0, 2, 1, 3, 4])
-        if padding[0]:  # of three dimensions: with five torch would lose the limit of a dynamic batch
+        if padding[0]:
             x = called(graph_module, _aten.reshape.default, x, [-1, depth - 2 * padding[0], channels * height * width])
             x = called(graph_module, _aten.constant_pad_nd.default, x, [0, 0, padding[0], padding[0]])
         seen = []
