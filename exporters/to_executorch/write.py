@@ -22,6 +22,7 @@ from qn_deploy.weights.table_blob import DType, named_blobs
 from .graph_form import look_up_late, look_up_weights
 from .options import ExecutorchOptions
 from .pte import named_data, to_tables
+from .refusal import refusal
 from .shapes import simplify_reshapes, slice_splits
 from .stock import pack
 
@@ -186,8 +187,7 @@ def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, byt
                     look_up_late(program.graph, set(program.graph_signature.user_inputs))
                 return program, bytes(edge.to_executorch().buffer)
         except Exception as error:  # exir raises many classes; each means that it can't lower this graph
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ExportError(f"ExecuTorch can't lower this graph: {reason}") from error
+            raise ExportError(refusal(error)) from error
 
 
 def _portable(edge: Any) -> list[str]:
