@@ -28,7 +28,7 @@ from zoo_models import MODELS
 
 TITLE = "zoo: public networks, bare, both formats"
 PASSED, REFUSED, FAILED = "passed", "refused", "failed"
-SMALLEST = ("tcn", "lstm", "unet", "autoencoder", "transformer_encoder", "distilbert", "gpt2", "bert", "squeezenet", "vit")
+SMALLEST = ("tcn", "lstm", "unet", "gru", "transformer_encoder", "distilbert", "gpt2", "bert", "squeezenet", "vit")
 
 
 @dataclass(frozen=True)

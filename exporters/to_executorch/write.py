@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -21,6 +22,7 @@ from qn_deploy.weights.table_blob import DType, named_blobs
 from .graph_form import look_up_late, look_up_weights
 from .options import ExecutorchOptions
 from .pte import named_data, to_tables
+from .refusal import refusal
 from .shapes import simplify_reshapes, slice_splits
 from .stock import pack
 
@@ -141,7 +143,8 @@ def _narrowed(program: Program, edge: ExportedProgram) -> dict[str, str]:
     facts = {}
     declared, left = _dynamic_sizes(program.exported), _dynamic_sizes(edge)
     for name, before, after in zip(program.inputs, declared, left, strict=True):
-        for axis, (least, most) in after.items():
+        for axis, (lowest, highest) in after.items():
+            least, most = max(lowest, before[axis][0]), min(highest, before[axis][1])
             if before[axis] != (least, most):
                 facts[f"{name}, dimension {axis}, takes only"] = str(least) if least == most else f"{least} to {most}"
     return facts
@@ -158,8 +161,8 @@ def _dynamic_sizes(exported: ExportedProgram) -> list[dict[int, tuple[int, int]]
 
 def _bounds(size: Any) -> tuple[int, int]:
     bounds = size.shape_env.bound_sympy(size.expr)
-    least = int(bounds.lower)
-    return least if least > 2 else 1, int(bounds.upper)  # torch says 2 where 1 is allowed, too
+    least, most = int(bounds.lower), int(bounds.upper) if bounds.upper.is_finite else sys.maxsize
+    return least if least > 2 else 1, most  # torch says 2 where 1 is allowed, too
 
 
 def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, bytes]:
@@ -184,8 +187,7 @@ def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, byt
                     look_up_late(program.graph, set(program.graph_signature.user_inputs))
                 return program, bytes(edge.to_executorch().buffer)
         except Exception as error:  # exir raises many classes; each means that it can't lower this graph
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ExportError(f"ExecuTorch can't lower this graph: {reason}") from error
+            raise ExportError(refusal(error)) from error
 
 
 def _portable(edge: Any) -> list[str]:

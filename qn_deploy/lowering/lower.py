@@ -13,6 +13,7 @@ The result is plain torch: run by torch it *is* the simulated program that every
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -129,7 +130,7 @@ def lower(program: Program, form: Form) -> Lowered:
     rewrite(graph_module)
     if activations.is_static:
         quantize_activations(graph_module, program.weights, ranges)
-    forms = {name: as_table(weight) or weight for name, weight in program.weights.items()}
+    forms = {name: as_table(weight) or weight for name, weight in _as_read(graph_module, program.weights).items()}
     per_tensor = activations is Activations.QNNPACK
     weights = insert_weights(graph_module, forms, lambda layer: not form.baked or _takes_int8(layer, activations), per_tensor)
     if activations.is_static:
@@ -152,6 +153,12 @@ def _check_scales(program: Program) -> None:
             f"QNNPACK takes one scale for each weight; {rows[0]} and {len(rows) - 1} others have one for each row. Compress by a recipe "
             "with per_tensor=True, or export with --activations static, which XNNPACK and onnxruntime take"
         )
+
+
+def _as_read(graph_module: GraphModule, weights: Mapping[str, CompressedWeight]) -> dict[str, CompressedWeight]:
+    """The weights in the shapes that the graph reads after it was rewritten; the order of their values is the same."""
+    shapes = {str(node.target): node.meta["val"].shape for node in graph_module.graph.find_nodes(op="get_attr") if node.target in weights}
+    return {name: weight.reshaped(tuple(shapes.get(name, weight.shape))) for name, weight in weights.items()}
 
 
 def _takes_int8(layer: Node, activations: Activations) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from math import isfinite
 
 import torch
@@ -48,13 +49,15 @@ class Ranges:
         self._unions: dict[Node, Range] = {}
 
     def __getitem__(self, node: Node) -> Range:
-        """A value's own range; what an operator only moves has the range of its input, and is not calibrated.
+        """A value's own range; what an operator only moves or picks has the range of its inputs, and needs none of its own.
 
         Raises:
             InputError: it has none, or an infinite one.
         """
-        while node not in self._known and kind_of(node) is Kind.SHAPE:
+        while node not in self._known and kind_of(node) in (Kind.SHAPE, Kind.POOL):
             node = node.args[0]  # type: ignore[assignment]
+        if node not in self._known and kind_of(node) is Kind.CONCATENATION:
+            return reduce(union, (self[part] for part in node.args[0]))  # type: ignore[index, union-attr]
         if node not in self._known:
             raise InputError(
                 f"{node.name} has no range for static int8 activations; calibrate the program again with qn_deploy.calibrate(program, "

@@ -5,6 +5,7 @@
     embedding_bag of bags of one length  -> embedding, and a sum, mean or maximum over the bag
     pad of less than nothing             -> slice, and a pad of what is left
     attention with a mask                -> `masks.py`
+    three dimensions                     -> two, `volumes.py`
 
 A node that is rewritten keeps its name, and so its range.
 """
@@ -19,6 +20,7 @@ from torch.fx import GraphModule, Node
 
 from qn_deploy.lowering.masks import write_out_attention
 from qn_deploy.lowering.nodes import called
+from qn_deploy.lowering.volumes import write_as_planes
 
 _aten = torch.ops.aten
 _HEIGHT_AND_WIDTH = [2, 3]
@@ -39,6 +41,7 @@ def rewrite(graph_module: GraphModule) -> None:
             _slice(graph_module, node)
         elif node.target is _aten.scaled_dot_product_attention.default:
             write_out_attention(graph_module, node)
+    write_as_planes(graph_module)
 
 
 def _is_global(mean: Any) -> bool:

@@ -5,7 +5,7 @@ A runtime sees the int8 tensor `centroids[codes]` with the scale `scale`; nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -105,6 +105,10 @@ class PQWeight:
             first = (first.to(torch.int16) + second).clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
         return first.reshape(self.shape)
 
+    def reshaped(self, shape: tuple[int, ...]) -> PQWeight:
+        """The same values, in the same order, as a weight of another shape [out, ...]."""
+        return self if shape == self.shape else replace(self, shape=shape, residual=self.residual and self.residual.reshaped(shape))
+
     def _blocks(self) -> Tensor:
         """int8 [out, B*d]: the centroid of each code. numpy takes a centroid as one value, which is ten times faster than rows of torch."""
         books, _, d = self.centroids.shape
@@ -185,6 +189,10 @@ class IntWeight:
         top = limit(self.bits)
         codes = (self.values + top).to(torch.uint8).flatten(1)
         return PQWeight(codes, torch.arange(-top, top + 1, dtype=torch.int8).reshape(1, -1, 1), self.scale, self.shape)
+
+    def reshaped(self, shape: tuple[int, ...]) -> IntWeight:
+        """The same values, in the same order, as a weight of another shape [out, ...]."""
+        return self if shape == self.shape else replace(self, values=self.values.reshape(shape))
 
     def int8(self) -> Tensor:
         """The int8 weight that a runtime computes with."""
