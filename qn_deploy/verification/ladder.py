@@ -1,6 +1,6 @@
 """The parity ladder: every export climbs it, one rung for each way in which a deployed model can be wrong.
 
-    1 rewrite   the weights in the written file decode to the table's values. Exact.
+    1 rewrite   the weights in the written file decode to the table's values, and the scales are there. Exact.
     2 export    the runtime without its optimizer against the simulated program: told where rung 3 fails, as it says whether the file is
                 wrong or what the runtime made of it. In a deep network a rounding flip grows, so it has no limit.
     3 runtime   the runtime as shipped against the integer reference: bit-identical where every operator has an exact rule, else SQNR.
@@ -28,7 +28,6 @@ from qn_deploy.verification.claims import check_listed, check_tables
 from qn_deploy.verification.devices.climb import climb
 from qn_deploy.verification.devices.find import CPU, open_device
 from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, identical, judge, similar
-from qn_deploy.verification.layers import check_layers
 from qn_deploy.verification.loss import check_loss
 from qn_deploy.verification.report import Report
 
@@ -77,6 +76,8 @@ def verify(
     checks += check_loss(manifest, golden, min_sqnr_db)
     report = Report(str(folder), manifest, ())
     if model is not None:
+        from qn_deploy.verification.layers import check_layers  # it reads models: seconds of imports
+
         checks += check_layers(report, model, machines, progress)
     return replace(report, checks=tuple(sorted(checks, key=lambda check: check.rung)))
 
