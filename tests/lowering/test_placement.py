@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from qn_deploy.errors import InputError
-from qn_deploy.exporting.export import write_file
-from qn_deploy.exporting.exporter import find_exporters
-from qn_deploy.lowering.integer import IntegerReference, inexact_operators
+from qn_deploy.lowering.integer import inexact_operators
 from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.lowering.settle import is_quantized
 from qn_deploy.program.program import Batch, Program
@@ -258,25 +256,3 @@ def test_a_value_without_a_range_is_named_with_the_way_out(make_program: MakePro
     ranges = {name: bounds for name, bounds in program.ranges.items() if name != "relu"}
     with pytest.raises(InputError, match=r"^relu has no range for static int8 activations; calibrate the program again with qn_"):
         lower(replace(program, ranges=ranges), Form(Activations.STATIC))
-
-
-class Volumes(nn.Module):
-    """What no runtime computes in int8, between layers that they do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv3d(1, 8, 3), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x).relu().mean((2, 3, 4)))  # type: ignore[no-any-return]
-
-
-def test_a_convolution_in_three_dimensions_has_an_int8_weight_and_float_activations(make_program: MakeProgram) -> None:
-    model, x = Volumes(), (torch.randn(2, 1, 5, 6, 7),)
-    program = make_program(model, x, int8(model))
-    lowered = lower(program, Form(Activations.STATIC))
-    assert set(lowered.weights) == {"first.weight_int8", "last.weight_int8"}
-    assert set(lower(program, Form(Activations.STATIC, baked=True)).weights) == {"first.weight", "last.weight_int8"}
-    exporter = find_exporters()["onnx"]
-    (found,) = exporter.run(write_file(exporter, program, Activations.STATIC).data, (x,))
-    assert compare(found[0], IntegerReference(lowered.exported, exporter.rules)(x)[0]).sqnr_db > 40

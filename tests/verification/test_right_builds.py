@@ -20,6 +20,8 @@ RECIPE = Recipe((Rule(Table(9, 4), module="Conv2d"), Rule(Table(8, 16), module="
 STATIC, DYNAMIC, NONE = "static", "dynamic", "none"
 SIDE = 16
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """Two linear layers, and what a test makes of the second one's result: float32 [..., 16]."""
