@@ -232,7 +232,8 @@ def test_inspect_shows_each_weight(model: Any) -> None:
     result = run("inspect", model.path)
     assert result.exit_code == 0, result.output
     for name, weight in model.program.weights.items():
-        (row,) = [line for line in result.stdout.splitlines() if name in line and "table" in line]
+        (row,) = [line for line in result.stdout.splitlines() if line.startswith("│") and name in line]
+        assert "table" in row
         assert f"{weight.nbytes} B" in row
 
 
