@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -26,7 +25,8 @@ from qn_deploy import recipe
 from qn_deploy.recipe import Recipe
 
 TITLE = "the paper's networks at their real size"
-MB, MEMORY = 1e6, 3.0  # times the float model
+MB = 1e6  # bytes
+MEMORY = 3.0  # times the float model
 
 
 @dataclass(frozen=True)
@@ -50,66 +50,6 @@ class Network:
     paper_mb: float
     compress_s: float | None
     road_s: float
-
-
-def networks() -> dict[str, Network]:
-    """The networks by name."""
-    return {
-        "roberta_base": Network("transformers", _roberta, _tokens, recipe.roberta(), 14.0, 240.0, 480.0),
-        "resnet50": Network("torchvision", _resnet50, _images(224), recipe.resnet(), 5.09, None, 360.0),
-        "efficientnet_b3": Network("torchvision", _efficientnet_b3, _images(300), recipe.efficientnet(), 3.3, None, 600.0),
-    }
-
-
-@click.command(help=__doc__)
-@click.option("--network", default="roberta_base", show_default=True, type=click.Choice(["roberta_base", "resnet50", "efficientnet_b3"]))
-@click.option("--threads", default=2, show_default=True)
-@seed_option
-@json_option
-def main(network: str, threads: int, seed: int, json_file: Path | None) -> None:
-    options, title = chosen(), f"{TITLE}: {network}"
-    wanted = networks()[network]
-    if find_spec(wanted.package) is None:
-        sys.exit(skip(title, f"without the package {wanted.package}: pip install {wanted.package}", json_file))
-    torch.manual_seed(seed)
-    torch.set_num_threads(threads)
-    progress = clock()
-    model = wanted.build().eval()
-    size = sum(parameter.nbytes for parameter in model.parameters())
-    imports = _peak() - size
-    batches = wanted.batches(torch.Generator().manual_seed(seed))
-    began = time.perf_counter()
-    progress("capturing")
-    program = qn_deploy.capture(model, tuple(x[:2] for x in batches[0]))
-    progress("compressing")
-    compressed = qn_deploy.compress(program, wanted.recipe, batches)
-    compress_s = time.perf_counter() - began
-    compress_memory = _peak()
-    with tempfile.TemporaryDirectory(prefix="qn-paper-") as folder:
-        build = qn_deploy.export(compressed, folder, progress=progress)
-        export_s = time.perf_counter() - began
-        report = qn_deploy.verify(folder, progress=progress)
-    road_s = time.perf_counter() - began
-    click.echo(str(report))
-    limits = (("capture and compress", compress_s, wanted.compress_s), ("whole road", road_s, wanted.road_s))
-    rows = [
-        Row("float model", size / MB, "MB"),
-        Row("theory", build.manifest.theoretical_bytes / MB, "MB"),
-        *(at_most(name, entry.bytes / MB, "MB", wanted.paper_mb) for name, entry in build.manifest.files.items()),
-        Row("left float", sum(weight.nbytes for weight in _left(compressed).values()) / MB, "MB"),
-        *(Row(what, spent, "s") if limit is None else at_most(what, spent, "s", limit) for what, spent, limit in limits),
-        Row("export", export_s - compress_s, "s"),
-        Row("verify", road_s - export_s, "s"),
-        Row("memory that torch and the other imports take", imports / MB, "MB"),
-        at_most("memory at the peak of compress besides, in float models", (compress_memory - imports) / size, "x", MEMORY),
-        at_most("memory at the peak besides, in float models", (_peak() - imports) / size, "x", MEMORY),
-        Row("checks that failed", sum(check.passed is False for check in report.checks), ""),
-    ]
-    sys.exit(finish(title, rows, options, json_file))
-
-
-def _left(program: Any) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in program.exported.state_dict.items() if name not in program.weights}
 
 
 def _peak() -> int:
@@ -144,6 +84,61 @@ def _tokens(draw: torch.Generator) -> list[tuple[Tensor, ...]]:
 
 def _images(side: int) -> Callable[[torch.Generator], list[tuple[Tensor, ...]]]:
     return lambda draw: [(torch.randn(16, 3, side, side, generator=draw),) for _ in range(16)]
+
+
+NETWORKS = {
+    "roberta_base": Network("transformers", _roberta, _tokens, recipe.roberta(), 14.0, 240.0, 480.0),
+    "resnet50": Network("torchvision", _resnet50, _images(224), recipe.resnet(), 5.09, None, 360.0),
+    "efficientnet_b3": Network("torchvision", _efficientnet_b3, _images(300), recipe.efficientnet(), 3.3, None, 600.0),
+}
+
+
+@click.command(help=__doc__)
+@click.option("--network", default="roberta_base", show_default=True, type=click.Choice(list(NETWORKS)))
+@click.option("--threads", default=2, show_default=True)
+@seed_option
+@json_option
+def main(network: str, threads: int, seed: int, json_file: Path | None) -> None:
+    options, title = chosen(), f"{TITLE}: {network}"
+    wanted = NETWORKS[network]
+    if find_spec(wanted.package) is None:
+        sys.exit(skip(title, f"without the package {wanted.package}: pip install {wanted.package}", json_file))
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    progress = clock()
+    model = wanted.build().eval()
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    imports = _peak() - size
+    batches = wanted.batches(torch.Generator().manual_seed(seed))
+    began = time.perf_counter()
+    progress("capturing")
+    program = qn_deploy.capture(model, tuple(x[:2] for x in batches[0]))
+    progress("compressing")
+    compressed = qn_deploy.compress(program, wanted.recipe, batches)
+    compress_s = time.perf_counter() - began
+    compress_memory = _peak()
+    with tempfile.TemporaryDirectory(prefix="qn-paper-") as folder:
+        build = qn_deploy.export(compressed, folder, progress=progress)
+        export_s = time.perf_counter() - began
+        report = qn_deploy.verify(folder, progress=progress)
+    road_s = time.perf_counter() - began
+    click.echo(str(report))
+    left = sum(tensor.nbytes for name, tensor in compressed.exported.state_dict.items() if name not in compressed.weights)
+    limits = (("capture and compress", compress_s, wanted.compress_s), ("whole road", road_s, wanted.road_s))
+    rows = [
+        Row("float model", size / MB, "MB"),
+        Row("theory", build.manifest.theoretical_bytes / MB, "MB"),
+        *(at_most(name, entry.bytes / MB, "MB", wanted.paper_mb) for name, entry in build.manifest.files.items()),
+        Row("left float", left / MB, "MB"),
+        *(Row(what, spent, "s") if limit is None else at_most(what, spent, "s", limit) for what, spent, limit in limits),
+        Row("export", export_s - compress_s, "s"),
+        Row("verify", road_s - export_s, "s"),
+        Row("memory that torch and the other imports take", imports / MB, "MB"),
+        at_most("memory at the peak of compress besides, in float models", (compress_memory - imports) / size, "x", MEMORY),
+        at_most("memory at the peak besides, in float models", (_peak() - imports) / size, "x", MEMORY),
+        Row("checks that failed", sum(check.passed is False for check in report.checks), ""),
+    ]
+    sys.exit(finish(title, rows, options, json_file))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Curvature:
 
 
 def table_with_feedback(
-    weight: Tensor, method: Table, curvature: Curvature, rounds: int = 3, seed: int = 0, per_channel: bool = True
+    weight: Tensor, method: Table, curvature: Curvature, rounds: int = Feedback.rounds, seed: int = 0, per_channel: bool = True
 ) -> PQWeight:
     """`tables.table_from_weight` for a weight whose inputs are known; the table takes as many bytes, or fewer.
 

@@ -164,9 +164,10 @@ class _Planner:
             beside += over
         least = self._knapsack.best(self._knapsack.smallest)
         assert least is not None
-        smallest = max(self._size(self._sketch(least)), self._size(self._made(least)))
+        small = self._made(least)
+        smallest = max(self._size(self._sketch(least)), self._size(small))
         if smallest <= limit:
-            return self._made(least)
+            return small
         raise InputError(
             f"the smallest file of this model has {smallest:,} bytes, {smallest - limit:,} more than the {limit:,} that were asked for; "
             f"{beside:,} of them are the graph, example inputs and what stays float"

@@ -14,7 +14,7 @@ _NAMED = 8  # channels in a message
 
 
 def channel_axes(rank: int) -> tuple[int, ...]:
-    """The dimensions that may count channels in an output: 1 behind a batch, and the last of three, as in [batch, boxes, 4 + classes]."""
+    """The dimensions that may count channels in an output: 1 after a batch, and the last of three, as in [batch, boxes, 4 + classes]."""
     return {0: (), 1: (), 3: (1, 2)}.get(rank, (1,))
 
 
