@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from hashlib import sha256
 
+import torch
+
 from qn_deploy.program.program import Batch
+from qn_deploy.weights.compressed import INT8_MAX
 from qn_deploy.weights.table_blob import is_blob, read
 
 from .pte import constants, named_data
 from .runtime import load_program
+
+SINGLE_VALUES = torch.arange(-INT8_MAX, INT8_MAX + 1, dtype=torch.int8).reshape(1, -1, 1)  # as which a blob holds an int8 weight
 
 
 def run(data: bytes, batches: tuple[Batch, ...]) -> tuple[Batch, ...]:
@@ -30,6 +35,7 @@ def weight_hashes(data: bytes) -> set[str]:
 
 
 def table_hashes(data: bytes) -> set[str]:
-    """The sha256 of the int8 values of each weight that the file holds as a table blob."""
-    blobs = [constant for constant in named_data(data).values() if is_blob(constant)]
-    return {sha256(read(blob).int8().contiguous().numpy().tobytes()).hexdigest() for blob in blobs}
+    """The sha256 of the int8 values of each weight that the file holds as a table; int8 weights, in blobs of single values, are none."""
+    tables = [read(constant) for constant in named_data(data).values() if is_blob(constant)]
+    compressed = [table for table in tables if not torch.equal(table.centroids, SINGLE_VALUES)]
+    return {sha256(table.int8().contiguous().numpy().tobytes()).hexdigest() for table in compressed}

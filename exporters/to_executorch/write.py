@@ -22,6 +22,7 @@ from qn_deploy.weights.table_blob import DType, named_blobs
 from .graph_form import look_up_late, look_up_weights
 from .options import ExecutorchOptions
 from .pte import named_data, to_tables
+from .read import SINGLE_VALUES
 from .refusal import refusal
 from .shapes import simplify_reshapes, slice_splits
 from .stock import pack
@@ -96,8 +97,8 @@ def _tables(lowered: Lowered) -> dict[str, tuple[PQWeight, DType]]:
 
 def _of_single_values(weight: IntWeight) -> PQWeight:
     """An int8 weight as a table: a byte for each weight, where the float32 constant that it expands to has four."""
-    centroids = torch.arange(-INT8_MAX, INT8_MAX + 1, dtype=torch.int8).reshape(1, -1, 1)
-    return PQWeight((weight.values.to(torch.int16) + INT8_MAX).to(torch.uint8).flatten(1), centroids, weight.scale, weight.shape)
+    codes = (weight.values.to(torch.int16) + INT8_MAX).to(torch.uint8).flatten(1)
+    return PQWeight(codes, SINGLE_VALUES, weight.scale, weight.shape)
 
 
 def _check_bounds(program: Program) -> None:

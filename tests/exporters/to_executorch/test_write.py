@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 
 import pytest
 import torch
@@ -70,3 +71,13 @@ def test_a_transposed_convolution_in_groups_is_refused_by_name(make_program: Mak
     program = make_program(model, (torch.randn(2, 16, 9),), {"0.weight": random_table((16, 8, 3), 3, per_row=False)})
     with pytest.raises(ExportError, match=r"0\.weight: ExecuTorch has no int8 kernel for a transposed convolution of 2 groups"):
         write_file(EXPORTER, program, Activations.STATIC)
+
+
+def test_an_int8_weight_in_a_blob_is_no_table(make_program: MakeProgram, random_table: RandomTable) -> None:
+    """It lies in one where it expands to floats; `verify` looks for tables that a manifest leaves out."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 40))
+    table = random_table((40, 32), 4)
+    weights = {"0.weight": IntWeight.from_float(torch.randn(32, 16)), "2.weight": table}
+    written = write_file(EXPORTER, make_program(model, (torch.randn(3, 16),), weights), Activations.NONE)
+    assert len(expanded(written.data)) == 2
+    assert EXPORTER.table_hashes(written.data) == {sha256(dense(table.int8())).hexdigest()}
