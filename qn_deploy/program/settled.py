@@ -1,7 +1,8 @@
 """What an exported graph must look like before anything else works on it, and the passes that make it so.
 
 In this order:
-    1. operators work out of place; regions without gradients or autocast, dropout and assertions are gone (torch's own functionalisation)
+    1. operators work out of place; regions without gradients or autocast, dropout and assertions are gone (torch's own functionalisation);
+       an LSTM with a projection is its steps
     2. products with constant matrices are linear layers, values that depend on constants alone are constants, BatchNorm is folded
     3. reshaping does not depend on how values lie in memory (`reshape`, not `view` or `_unsafe_view`)
     4. the graph takes and returns flat tuples of tensors: inputs that are no tensors, and outputs that are left out, are gone
@@ -25,6 +26,7 @@ from qn_deploy.graph.batchnorm import fold_batchnorm
 from qn_deploy.graph.constants import fold_constants, put_constant
 from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.matrices import make_linear
+from qn_deploy.graph.recurrent import decompositions
 from qn_deploy.program.program import Batch
 
 _aten = torch.ops.aten
@@ -51,7 +53,7 @@ def settled(
         return rename(first.get(name, name))
 
     with torch.no_grad():
-        functional = exported.run_decompositions({})
+        functional = exported.run_decompositions(decompositions())
         _check_unchanged(functional, named)
         unlifted = functional.module(check_guards=False)
         assert isinstance(unlifted, GraphModule)
