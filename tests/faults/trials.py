@@ -82,13 +82,13 @@ def _in_child(cases: list[Callable[[], str]]) -> tuple[list[str], str]:
 
 def killed_after(seconds: float, work: Callable[[], object]) -> None:
     """Does the work in a child, which is killed after so many seconds if it has not ended by then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     child = os.fork()
     if child == 0:
         try:
             work()
         finally:
             os._exit(0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         signal.sigtimedwait({signal.SIGCHLD}, seconds)
         os.kill(child, signal.SIGKILL)
