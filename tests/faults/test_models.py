@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
-import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,11 @@ import torch
 from qn_deploy.errors import InputError
 from qn_deploy.program.archive import program_to_bytes
 from qn_deploy.program.store import load
-from tests.faults.trials import REFUSED, SAME, count, mutated, tally
+from tests.faults.trials import REFUSED, SAME, attack, count, forged_zip, mutated, replace_leaf
 from tests.program.archives import Words, opened, saved, words_program
 from tests.program.archives import forge as forge_members
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
-STRANGE = (None, True, 0, -1, 3, 1 << 62, 1.5, 1e300, "", "x", "../x", "a\0b", [], {}, [0], "aten.relu.default")
 FORGED = "accepted: hashes are right, and so is every check"
 
 
@@ -78,56 +74,6 @@ def forged_tensors(data: bytes, draw: random.Random) -> bytes:
         members[name] = mutated(members[name], draw)
 
     return forge_members(data, edit)
-
-
-def replace_leaf(tree: Any, draw: random.Random) -> None:
-    """Replaces, removes or doubles a value somewhere in JSON."""
-    while True:
-        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
-        if not keys:
-            return
-        key = draw.choice(keys)
-        if not isinstance(tree[key], dict | list) or not tree[key] or draw.random() < 0.1:
-            break
-        tree = tree[key]
-    kind = draw.randrange(4)
-    if kind == 0:
-        del tree[key]
-    elif kind == 1 and isinstance(tree[key], int):
-        tree[key] += draw.choice((-1, 1, 7, 1 << 20, -(1 << 40), 1 << 62))
-    else:
-        tree[key] = draw.choice(
-            (None, True, 0, -1, 3, 1 << 62, 1.5, 1e300, "", "x", "../x", "a\0b", [], {}, [0], "aten.relu.default", tree[key])
-        )
-
-
-def forged_zip(data: bytes, draw: random.Random) -> bytes:
-    """A .pt2 with one member mutated, its CRC right."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    name = draw.choice([name for name in members if members[name]])
-    if name.endswith(".json") and draw.random() < 0.7:
-        tree = json.loads(members[name])
-        replace_leaf(tree, draw)
-        members[name] = json.dumps(tree).encode()
-    else:
-        members[name] = mutated(members[name], draw)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def attack(
-    capsys: pytest.CaptureFixture[str], what: str, cases: list[Callable[[], str]], allowed: tuple[str, ...] = (REFUSED, SAME)
-) -> Counter[str]:
-    found = tally(cases)
-    with capsys.disabled():
-        print(f"\n{what}: {found.total():,} cases, {dict(found)}")
-    wrong = [word for word in found if word not in allowed and not word.startswith("accepted")]
-    assert not wrong, found
-    return found
 
 
 def test_mutations_of_model_pt(model: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import random
 import resource
 import signal
 import traceback
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 SECONDS, BYTES = 10, 2 << 30  # what one case may take
 REFUSED, SAME = "refused", "accepted, and the same"
+STRANGE = (None, True, 0, -1, 3, 1 << 62, 1.5, 1e300, "", "x", "../x", "a\0b", [], {}, [0], "aten.relu.default")
 
 
 def count(full: int, short: int) -> int:
@@ -96,3 +103,51 @@ def killed_after(seconds: float, work: Callable[[], object]) -> None:
         os.waitpid(child, 0)
         signal.sigtimedwait({signal.SIGCHLD}, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def replace_leaf(tree: Any, draw: random.Random) -> None:
+    """Replaces, removes or doubles a value somewhere in JSON."""
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+        if not keys:
+            return
+        key = draw.choice(keys)
+        if not isinstance(tree[key], dict | list) or not tree[key] or draw.random() < 0.1:
+            break
+        tree = tree[key]
+    kind = draw.randrange(4)
+    if kind == 0:
+        del tree[key]
+    elif kind == 1 and isinstance(tree[key], int):
+        tree[key] += draw.choice((-1, 1, 7, 1 << 20, -(1 << 40), 1 << 62))
+    else:
+        tree[key] = draw.choice((*STRANGE, tree[key]))
+
+
+def forged_zip(data: bytes, draw: random.Random) -> bytes:
+    """A zip with one member mutated, its CRC right."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = draw.choice([name for name in members if members[name]])
+    if name.endswith(".json") and draw.random() < 0.7:
+        tree = json.loads(members[name])
+        replace_leaf(tree, draw)
+        members[name] = json.dumps(tree).encode()
+    else:
+        members[name] = mutated(members[name], draw)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def attack(
+    capsys: pytest.CaptureFixture[str], what: str, cases: list[Callable[[], str]], allowed: tuple[str, ...] = (REFUSED, SAME)
+) -> Counter[str]:
+    found = tally(cases)
+    with capsys.disabled():
+        print(f"\n{what}: {found.total():,} cases, {dict(found)}")
+    wrong = [word for word in found if word not in allowed and not word.startswith("accepted")]
+    assert not wrong, found
+    return found
