@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -121,7 +122,7 @@ def replace_leaf(tree: Any, draw: random.Random) -> None:
     elif kind == 1 and isinstance(tree[key], int):
         tree[key] += draw.choice((-1, 1, 7, 1 << 20, -(1 << 40), 1 << 62))
     else:
-        tree[key] = draw.choice((*STRANGE, tree[key]))
+        tree[key] = copy.deepcopy(draw.choice((*STRANGE, tree[key])))
 
 
 def forged_zip(data: bytes, draw: random.Random) -> bytes:
