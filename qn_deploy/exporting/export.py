@@ -81,7 +81,7 @@ def export(
         weights=describe_weights(program),
         theoretical_bytes=theoretical_bytes(program),
         float_bytes=float_bytes(program),
-        versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+        versions=versions(),
         recipe=json.loads(program.recipe.to_json()) if program.recipe else None,
         left=program.left,
     )
@@ -118,6 +118,11 @@ def write_file(
     options = exporter.options() if options is None else options
     form = form or partial(lower, program)
     return exporter.write(program, tuple(form(wanted) for wanted in exporter.forms(activations, options)), options, target)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what a file's bytes depend on, by distribution."""
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}
 
 
 def _chosen(config: ExportConfig) -> dict[str, Exporter]:
