@@ -61,7 +61,7 @@ clean:
 
 # torch brings its CUDA libraries along, about 3 GB: the first run takes a few minutes.
 .venv/demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[all]'
 	@touch $@
 
 .venv/test: .venv/bin/python pyproject.toml constraints.txt

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qn_deploy import noise
 from qn_deploy.compression import IPQConfig, Progress, compress, ipq
+from qn_deploy.errors import ToolchainError
 from qn_deploy.exporting.build import Build
 from qn_deploy.exporting.describe import theoretical_bytes
 from qn_deploy.exporting.export import export
@@ -117,9 +118,15 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
 
 
 def load_digits() -> Digits:
-    """The digits in a fixed random order, split into training and test images."""
-    from sklearn.datasets import load_digits as load
+    """The digits in a fixed random order, split into training and test images.
 
+    Raises:
+        ToolchainError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError:
+        raise ToolchainError("the demo trains on scikit-learn's digits: pip install 'qn-deploy[demo]'") from None
     bunch = load()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(SEED))
     images = torch.tensor(bunch.images, dtype=torch.float32)[order, None] / 8 - 1

@@ -130,3 +130,10 @@ def test_the_pages_build_and_load_nothing(tmp_path: Path) -> None:
         assert "--8&lt;--" not in text and "::: qn_deploy" not in text, page.name
     functions = (tmp_path / "site/reference/functions.html").read_text()
     assert all(f'id="qn_deploy.{name}"' in functions for name in ("compression.plan.plan", "program.capture.capture"))
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    blocks = [block for _, kind, block in FENCE.findall(text) if kind == "python"]
+    assert blocks and all(len(block.splitlines()) <= 10 for block in blocks)

@@ -71,6 +71,7 @@ def command(
 
     from qn_deploy.exporting.config import ExportConfig
     from qn_deploy.exporting.export import export
+    from qn_deploy.exporting.exporter import missing, registered
     from qn_deploy.sources.ready import ready
 
     program, batches = given.open()
@@ -85,6 +86,9 @@ def command(
     Console().print(build)
     if note:
         click.echo(f"note: {note}")
+    for exporter in registered().values() if not only else ():
+        if reason := missing(exporter):
+            click.echo(f"note: there is no {exporter.filename}: {reason}")
     inexact = any(entry.inexact for entry in build.manifest.files.values())
     layers = f" --layers {shlex.quote(given.source)}" if inexact and not note else ""  # what has no exact rule is judged by itself
     click.echo(f"\nnext: qn-deploy verify {shlex.quote(str(out))}{layers}")

@@ -6,16 +6,17 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from qn_deploy.errors import ExportError, InputError
+from qn_deploy.errors import ExportError, InputError, ToolchainError
 from qn_deploy.exporting.build import Build
 from qn_deploy.exporting.collapse import collapsed
 from qn_deploy.exporting.config import ExportConfig, options_for
 from qn_deploy.exporting.describe import describe_inputs, describe_outputs, describe_weights, float_bytes, output_steps, theoretical_bytes
-from qn_deploy.exporting.exporter import Exporter, Written, find_exporters
+from qn_deploy.exporting.exporter import Exporter, Written, find_exporters, missing, registered, unknown
 from qn_deploy.exporting.folder import check_place, replacing
 from qn_deploy.exporting.golden import Vectors
 from qn_deploy.exporting.isolated import Child
@@ -48,6 +49,7 @@ def export(
 
     Raises:
         InputError: an exporter that is named is not installed, an option is not one of its own, or the folder can't be written.
+        ToolchainError: no exporter's runtime is installed.
         ExportError: a runtime can't take the program, or an output became constant.
     """
     folder = Path(folder)
@@ -81,7 +83,7 @@ def export(
         weights=describe_weights(program),
         theoretical_bytes=theoretical_bytes(program),
         float_bytes=float_bytes(program),
-        versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+        versions=_versions(),
         recipe=json.loads(program.recipe.to_json()) if program.recipe else None,
         left=program.left,
     )
@@ -120,10 +122,21 @@ def write_file(
     return exporter.write(program, tuple(form(wanted) for wanted in exporter.forms(activations, options)), options, target)
 
 
+def _versions() -> dict[str, str]:
+    """Of what is installed."""
+    found = {}
+    for name in _VERSIONED:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def _chosen(config: ExportConfig) -> dict[str, Exporter]:
     exporters = find_exporters()
-    if unknown := sorted({*config.only, *config.options} - set(exporters)):
-        raise InputError(f"no exporter named {', '.join(unknown)} is installed; there are {', '.join(exporters)}")
+    if strange := sorted({*config.only, *config.options} - set(exporters)):
+        raise InputError(unknown(strange, exporters))
+    if not exporters:
+        raise ToolchainError("; ".join(["no runtime is installed", *(missing(exporter) for exporter in registered().values())]))
     return {name: exporter for name, exporter in exporters.items() if not config.only or name in config.only}
 
 
