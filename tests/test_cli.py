@@ -142,6 +142,9 @@ def test_unpack_rebuilds_the_stock_program(build: Any, tmp_path: Path) -> None:
     stock = (tmp_path / "model.pte").read_bytes()
     assert stock == find_exporters()["executorch"].dense((build.folder / "model.pte").read_bytes())
     assert f"model.pte: {len(stock):,} bytes from" in result.stdout
+    told = json.loads(run("unpack", build.folder / "model.stock.qnz", "--out", tmp_path / "model.pte", "--json").stdout)
+    size = (build.folder / "model.stock.qnz").stat().st_size
+    assert told == {"out": str(tmp_path / "model.pte"), "bytes": len(stock), "container_bytes": size}
     damaged = tmp_path / "damaged.qnz"
     damaged.write_bytes((build.folder / "model.stock.qnz").read_bytes()[:-1])
     result = run("unpack", damaged, "--out", tmp_path / "model.pte")

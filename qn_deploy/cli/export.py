@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qn_deploy.cli.options import PATH, ExportCommand, chosen_options, json_option
+from qn_deploy.cli.following import quoted, tell_next
+from qn_deploy.cli.options import PATH, ExportCommand, WholeNumber, chosen_options, json_option
 from qn_deploy.cli.progress import bars, stages
 from qn_deploy.cli.source_options import source_options
 from qn_deploy.targets import DEFAULT_TARGET, TARGETS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--centroid-range",
-    type=click.IntRange(1, 127),
+    type=WholeNumber(1, 127),
     metavar="N",
     help="Keep int8 weights within -N..N: 64 makes int8 sums exact on x86 processors without VNNI, at a small loss.",
 )
@@ -90,5 +90,5 @@ def command(
         if reason := missing(exporter):
             click.echo(f"note: there is no {exporter.filename}: {reason}")
     inexact = any(entry.inexact for entry in build.manifest.files.values())
-    layers = f" --layers {shlex.quote(given.source)}" if inexact and not note else ""  # what has no exact rule is judged by itself
-    click.echo(f"\nnext: qn-deploy verify {shlex.quote(str(out))}{layers}")
+    layers = f" --layers {quoted(given.source)}" if inexact and not note else ""  # what has no exact rule is judged by itself
+    tell_next(f"qn-deploy verify {quoted(out)}{layers}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from qn_deploy.cli.following import quoted, tell_next
 from qn_deploy.cli.options import PATH, json_option
 from qn_deploy.cli.progress import stages
 
@@ -48,4 +49,5 @@ def command(context: click.Context, build: Path, model: Path | None, no_verify: 
         click.echo(json.dumps({"out": str(out), "bytes": len(data), "passed": None if checks is None else facts.passed}))
     else:
         click.echo(f"{out}: {len(data):,} bytes; open it in any browser")
+        tell_next(f"qn-deploy android {quoted(build)}")
     context.exit(1 if checks is not None and not facts.passed else 0)

@@ -49,4 +49,4 @@ def _file(path: Path, *beside: str) -> tuple[Part, ...]:
                 raise InputError(f"{path}: {error}") from None
     if beside:  # a part or companion of an exporter that tells no more of it
         return (Part("", "tables" if path.suffix == ".safetensors" else "program", len(data)),)
-    raise InputError(f"{path} is neither a model.pt nor a program of the installed exporters; their bytes can be told apart")
+    raise InputError(f"{path} is neither a model.pt nor a program or container of the exporters {', '.join(registered())}")
