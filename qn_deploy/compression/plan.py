@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compression.compress import CompressConfig, compress, float_program
+from qn_deploy.compression.compress import CompressConfig, compress, entry_of, float_program
 from qn_deploy.compression.effects import Effects, Form, effects_of
 from qn_deploy.compression.knapsack import Choice, Knapsack
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.targets import targets
-from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import unlifted, with_constants
 from qn_deploy.program.archive import program_to_bytes
@@ -230,7 +229,7 @@ class _Planner:
             ranges=self._effects.ranges,
             recipe=recipe,
             left={**base.left, **targets(self.program, recipe)[1]},
-            provenance=(*base.provenance, {"stage": "compress", "config": to_dict(self._compress_config)}),
+            provenance=(*base.provenance, entry_of(self._compress_config, dict.fromkeys(weights, 10.0))),
         )
 
     def _made(self, choice: Choice) -> Program:
