@@ -29,6 +29,8 @@ class ExecutorchExporter:
     runtime = "ExecuTorch XNNPACK"
     optimizes = False
     options = ExecutorchOptions
+    needs = ("executorch",)
+    install = "pip install 'qn-deploy[executorch]'"
 
     @property
     def rules(self) -> Rules:

@@ -28,6 +28,8 @@ class OnnxExporter:
     runtime = "onnxruntime"
     optimizes = True
     options = OnnxOptions
+    needs = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+    install = "pip install 'qn-deploy[onnx]'"
 
     @property
     def rules(self) -> Rules:

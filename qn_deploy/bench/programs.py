@@ -11,7 +11,7 @@ import torch
 from qn_deploy.bench.measure import Subject, Times, measure
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporting.export import write_file
-from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.exporter import find_exporters, unknown
 from qn_deploy.exporting.golden import read_vectors
 from qn_deploy.exporting.manifest import Manifest, read_listed, read_manifest
 from qn_deploy.lowering.lower import Activations
@@ -54,7 +54,7 @@ def _subjects(folder: Path, manifest: Manifest, program: Program | None) -> Iter
     for name, entry in manifest.files.items():
         exporter = exporters.get(entry.exporter)
         if exporter is None:
-            raise InputError(f"{name} was written by the exporter {entry.exporter}, which is not installed")
+            raise InputError(f"{name}: {unknown([entry.exporter], exporters)}")
         data = read_listed(folder, name, manifest)
         parts = {part: read_listed(folder, part, manifest) for part in entry.parts}
         yield Subject(f"{name}, {TABLES}", entry.exporter, data, parts)
