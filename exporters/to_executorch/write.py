@@ -24,7 +24,7 @@ from .options import ExecutorchOptions
 from .pte import named_data, to_tables
 from .read import SINGLE_VALUES
 from .refusal import refusal
-from .shapes import simplify_reshapes, core_operators
+from .shapes import core_operators, simplify_reshapes
 from .stock import pack
 
 STOCK_FORM = "model.stock.qnz"  # the companion's name
