@@ -62,7 +62,6 @@ def travel(name: str, folder: Path, seed: int) -> Outcome:
     from qn_deploy import capture, compress, export, verify
     from qn_deploy.errors import QnDeployError
     from qn_deploy.exporting.golden import read_vectors
-    from qn_deploy.exporting.manifest import GOLDEN
     from qn_deploy.recipe import Int8, Recipe, Rule, Table
     from qn_deploy.verification.numerics import compare
 
@@ -90,7 +89,7 @@ def travel(name: str, folder: Path, seed: int) -> Outcome:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return Outcome(name, FAILED, time.perf_counter() - began, reason=f"{type(error).__name__} in {where.name}: {error}".splitlines()[0])
     files = {file: item.bytes for file, item in build.manifest.files.items()}
-    vectors = read_vectors(folder / GOLDEN, build.manifest)
+    vectors = read_vectors(folder, build.manifest)
     pairs = zip(vectors.simulated["onnx"], vectors.floats, strict=True)
     sqnr = min(compare(ours, theirs).sqnr_db for ours, theirs in pairs)
     wrong = "; ".join(f"rung {check.rung}, {check.what}: {check.found}" for check in report.checks if check.passed is False)

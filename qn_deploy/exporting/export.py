@@ -83,7 +83,7 @@ def export(
         weights=describe_weights(program),
         theoretical_bytes=theoretical_bytes(program),
         float_bytes=float_bytes(program),
-        versions=_versions(),
+        versions=versions(),
         recipe=json.loads(program.recipe.to_json()) if program.recipe else None,
         left=program.left,
     )
@@ -122,8 +122,8 @@ def write_file(
     return exporter.write(program, tuple(form(wanted) for wanted in exporter.forms(activations, options)), options, target)
 
 
-def _versions() -> dict[str, str]:
-    """Of what is installed."""
+def versions() -> dict[str, str]:
+    """The versions of what a file's bytes depend on, by distribution; without those that are not installed."""
     found = {}
     for name in _VERSIONED:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -17,6 +17,7 @@ from typing import Any
 from qn_deploy.errors import InputError
 from qn_deploy.program.arguments import check_arguments
 from qn_deploy.program.forward_operators import is_captured, is_forward
+from qn_deploy.program.graph_types import check_types
 
 
 def _words(text: str) -> frozenset[str]:
@@ -108,6 +109,7 @@ def check_graph(data: Any, allowed: Allowed = PROGRAM) -> None:
         InputError: it holds something that isn't on the list, named in the message.
     """
     _check(data, "", allowed)
+    check_types(data)
     graph = data["graph_module"]["graph"]
     specs = data["graph_module"]["signature"]
     ends = [*graph["inputs"], *graph["outputs"], *_arguments(specs["input_specs"], "user_input"), *_arguments(specs["output_specs"])]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qn_deploy.errors import InputError
 from qn_deploy.files import read_bytes
+from qn_deploy.program.members import read_members
 
 State = dict[str, Tensor]
 _SHOWN = 3  # names in a message
@@ -39,6 +40,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if missing or strange:
         raise InputError(f"{path} does not fit {type(model).__name__}: {_differences(missing, strange)}")
     for name, tensor in state.items():
+        if kind := _strange(tensor, wanted[name]):
+            raise InputError(f"{path}: {name} is {kind}; {type(model).__name__} has a dense {_dtype(wanted[name])} tensor")
         if tensor.shape != wanted[name].shape:
             expected = list(wanted[name].shape)
             raise InputError(
@@ -55,6 +58,8 @@ def _states(path: Path) -> list[State]:
             return [safetensors.torch.load(data)]
         except Exception as error:
             raise InputError(f"{path} is a damaged safetensors file ({_line(error)}); copy it again") from None
+    if data.startswith(b"PK"):
+        _check_zip(path, data)
     try:
         held = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many classes
@@ -67,6 +72,14 @@ def _states(path: Path) -> list[State]:
     if isinstance(held, nn.Module):
         held = held.state_dict()
     return list(_inside(held))
+
+
+def _check_zip(path: Path, data: bytes) -> None:
+    """Checks what torch.load does not: the checksums of a checkpoint's members, and that none is deflated."""
+    try:
+        read_members(data)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
 
 
 def _inside(held: Any) -> Any:
@@ -94,6 +107,19 @@ def _without_prefix(state: State) -> State:
     if len(prefixes) != 1 or not all("." in name for name in state):
         return state
     return {name.partition(".")[2]: value for name, value in state.items()}
+
+
+def _strange(found: Tensor, wanted: Tensor) -> str:
+    """What a tensor is that can't become another one's values; empty if it can."""
+    if found.is_meta:
+        return "a meta tensor, a shape without values"
+    if found.layout != torch.strided or found.is_quantized or (found.is_complex() and not wanted.is_complex()):
+        return f"a tensor of {_dtype(found)} and the layout {str(found.layout).removeprefix('torch.')}"
+    return ""
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _differences(missing: list[str], strange: list[str]) -> str:

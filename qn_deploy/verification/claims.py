@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.config import options_for
-from qn_deploy.exporting.describe import output_steps
-from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.describe import describe_inputs, describe_outputs, float_bytes, output_steps, theoretical_bytes
+from qn_deploy.exporting.export import versions, write_file
 from qn_deploy.exporting.exporter import Exporter, missing, registered
-from qn_deploy.exporting.manifest import Manifest
+from qn_deploy.exporting.golden import Vectors
+from qn_deploy.exporting.manifest import GOLDEN, Manifest
 from qn_deploy.lowering.integer import inexact_operators
 from qn_deploy.lowering.lower import Activations
-from qn_deploy.program.program import Program
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.targets import TARGETS
 from qn_deploy.verification.judge import Check
 
@@ -47,15 +49,24 @@ def check_tables(manifest: Manifest, name: str, found: set[str]) -> Check | None
     return None
 
 
-def check_claims(manifest: Manifest, program: Program, exporters: Mapping[str, Exporter]) -> list[Check]:
-    """A line for each file whose entry says something else than the program does, lowered and written once more.
+def check_claims(manifest: Manifest, golden: Vectors, program: Program, exporters: Mapping[str, Exporter]) -> list[Check]:
+    """What the build says, held against what its program does, lowered and written once more.
+
+    The manifest and the golden vectors have a line where they differ from the program. Each file has one in any case: written by the
+    versions that are installed here it has to be the same byte for byte, so that no constant of it can have been changed.
 
     Args:
         manifest: of the build.
+        golden: of the build.
         program: what was exported.
         exporters: those that are installed.
     """
     checks = []
+    if wrong := _untrue(manifest, program):
+        checks.append(Check(1, "the manifest to the program", f"other {', '.join(wrong)}", "the same", False))
+    if not (_equal(golden.inputs, program.golden.inputs) and _equal(golden.floats, program.golden.outputs)):
+        checks.append(Check(1, f"{GOLDEN} to the program", "other inputs or float outputs", "the same", False))
+    others = [f"{name} {version}" for name, version in versions().items() if manifest.versions.get(name) != version]
     for name, entry in manifest.files.items():
         exporter = exporters[entry.exporter]
         options = options_for(entry.exporter, exporter, manifest.config.options.get(entry.exporter, {}))
@@ -72,4 +83,31 @@ def check_claims(manifest: Manifest, program: Program, exporters: Mapping[str, E
         if wrong := [key for key, value in told.items() if getattr(entry, key) != value]:
             found = "; ".join(f"{key} is {getattr(entry, key)}, {told[key]} in the program" for key in wrong)
             checks.append(Check(1, f"{name}: the manifest to the program", found, "the same", False))
+        stated = {name: entry.sha256, **{each: beside.sha256 for each, beside in {**entry.companions, **entry.parts}.items()}}
+        same = stated == {
+            each: sha256(data).hexdigest() for each, data in {name: written.data, **written.companions, **written.parts}.items()
+        }
+        found = "byte-identical" if same else f"other bytes{f'; here is {others[0]}' if others else ''}"
+        checks.append(
+            Check(1, f"{name} to the program, written again", found, "byte-identical", True if same else None if others else False)
+        )
     return checks
+
+
+def _untrue(manifest: Manifest, program: Program) -> list[str]:
+    """What the manifest says otherwise than the program."""
+    told = {
+        "inputs": describe_inputs(program),
+        "outputs": describe_outputs(program),
+        "theoretical_bytes": theoretical_bytes(program),
+        "float_bytes": float_bytes(program),
+        "left": program.left,
+    }
+    return [key for key, value in told.items() if getattr(manifest, key) != value]
+
+
+def _equal(found: Batch, expected: Batch) -> bool:
+    return len(found) == len(expected) and all(
+        one.dtype == other.dtype and one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+        for one, other in zip(found, expected, strict=True)
+    )

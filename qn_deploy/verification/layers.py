@@ -21,6 +21,7 @@ from qn_deploy.exporting.config import options_for
 from qn_deploy.exporting.describe import describe_weights
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Exporter, find_exporters
+from qn_deploy.exporting.golden import read_vectors
 from qn_deploy.exporting.isolated import Run, RuntimeFailure, run_isolated
 from qn_deploy.lowering.integer import IntegerReference, Quantized, as_float, inexact_operators
 from qn_deploy.lowering.lower import Activations, lower
@@ -164,7 +165,7 @@ def check_layers(
     if describe_weights(program) != manifest.weights:
         given = "the program" if isinstance(model, Program) else model
         raise InputError(f"{given} has other weights than {report.folder}; give the model.pt that was exported into it")
-    checks = check_claims(manifest, program, find_exporters())
+    checks = check_claims(manifest, read_vectors(Path(report.folder), manifest), program, find_exporters())
     for name, entry in manifest.files.items():
         exporter = find_exporters()[entry.exporter]
         options = options_for(entry.exporter, exporter, config.options.get(entry.exporter, {}))

@@ -16,8 +16,7 @@ from qn_deploy.errors import InputError, QnDeployError
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.exporting.golden import read_vectors
 from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, read_listed, read_manifest, sealed
-from tests.faults.test_models import replace_leaf
-from tests.faults.trials import REFUSED, count, mutated, tally
+from tests.faults.trials import REFUSED, count, mutated, replace_leaf, tally
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 ACCEPTED = "accepted, and typed"

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import json
+import mmap
 import os
 import random
 import resource
 import signal
 import traceback
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 SECONDS, BYTES = 10, 2 << 30  # what one case may take
 REFUSED, SAME = "refused", "accepted, and the same"
+CRASHED = " in a runtime, which verify gives a process of its own"
+STRANGE = (None, True, 0, -1, 3, 1 << 62, 1.5, 1e300, "", "x", "../x", "a\0b", [], {}, [0], "aten.relu.default")
+
+
+_in_runtime = mmap.mmap(-1, 1)  # shared with children: 1 while a runtime runs in one of them
+
+
+@contextmanager
+def runtime() -> Iterator[None]:
+    """What crashes in this block is a runtime, and no code of ours."""
+    _in_runtime[0] = 1
+    try:
+        yield
+    finally:
+        _in_runtime[0] = 0
 
 
 def count(full: int, short: int) -> int:
@@ -77,18 +101,19 @@ def _in_child(cases: list[Callable[[], str]]) -> tuple[list[str], str]:
     with os.fdopen(reader) as pipe:
         words = pipe.read().splitlines()
     status = os.waitpid(child, 0)[1]
-    return words, signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else ""
+    crashed, _in_runtime[0] = CRASHED if _in_runtime[0] else "", 0
+    return words, signal.Signals(os.WTERMSIG(status)).name + crashed if os.WIFSIGNALED(status) else ""
 
 
 def killed_after(seconds: float, work: Callable[[], object]) -> None:
     """Does the work in a child, which is killed after so many seconds if it has not ended by then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     child = os.fork()
     if child == 0:
         try:
             work()
         finally:
             os._exit(0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         signal.sigtimedwait({signal.SIGCHLD}, seconds)
         os.kill(child, signal.SIGKILL)
@@ -96,3 +121,53 @@ def killed_after(seconds: float, work: Callable[[], object]) -> None:
         os.waitpid(child, 0)
         signal.sigtimedwait({signal.SIGCHLD}, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def replace_leaf(tree: Any, draw: random.Random) -> None:
+    """Replaces, removes or doubles a value somewhere in JSON."""
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+        if not keys:
+            return
+        key = draw.choice(keys)
+        if not isinstance(tree[key], dict | list) or not tree[key] or draw.random() < 0.1:
+            break
+        tree = tree[key]
+    kind = draw.randrange(4)
+    if kind == 0:
+        del tree[key]
+    elif kind == 1 and isinstance(tree[key], int):
+        tree[key] += draw.choice((-1, 1, 7, 1 << 20, -(1 << 40), 1 << 62))
+    else:
+        tree[key] = copy.deepcopy(draw.choice((*STRANGE, tree[key])))
+
+
+def forged_zip(data: bytes, draw: random.Random) -> bytes:
+    """A zip with one member mutated, its CRC right."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    names = [name for name in members if members[name]]
+    said = [name for name in names if name.endswith(".json")]
+    name = draw.choice(said if said and draw.random() < 0.6 else names)
+    if name in said and draw.random() < 0.7:
+        tree = json.loads(members[name])
+        replace_leaf(tree, draw)
+        members[name] = json.dumps(tree).encode()
+    else:
+        members[name] = mutated(members[name], draw)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def attack(
+    capsys: pytest.CaptureFixture[str], what: str, cases: list[Callable[[], str]], allowed: tuple[str, ...] = (REFUSED, SAME)
+) -> Counter[str]:
+    found = tally(cases)
+    with capsys.disabled():
+        print(f"\n{what}: {found.total():,} cases, {dict(found)}")
+    wrong = [word for word in found if word not in allowed and not word.startswith("accepted") and not word.endswith(CRASHED)]
+    assert not wrong, found
+    return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,27 @@ def test_weights_come_out_of_any_checkpoint(tmp_path: Path, write: Callable[[Pat
     assert model.first.weight is model.second.weight
 
 
+def one_strange(value: Tensor) -> Callable[[Path], Any]:
+    return lambda path: torch.save({**trained(), "first.weight": value, "second.weight": value}, path)
+
+
+def damaged(path: Path) -> None:
+    """One bit of a value, which torch.load does not see."""
+    torch.save(trained(), path)
+    data = bytearray(path.read_bytes())
+    data[data.index(trained()["first.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+
+
+def deflated(path: Path) -> None:
+    torch.save(trained(), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.mkdir, ("run_by_a_checkpoint",)
@@ -67,8 +89,19 @@ class Evil:
         ),
         (lambda path: torch.save({**trained(), "third.weight": torch.zeros(1)}, path), "does not fit Net: the module has no third.weight"),
         (lambda path: torch.save({**trained(), "first.bias": torch.zeros(5)}, path), r"first.bias has shape \[5\]; Net has \[4\]"),
+        (damaged, "doesn't match the directory of the zip: the file is damaged"),
+        (deflated, "compressed or encrypted"),
+        (
+            one_strange(torch.empty(4, 4, device="meta")),
+            "first.weight is a meta tensor, a shape without values; Net has a dense float32 tensor",
+        ),
+        (one_strange(torch.eye(4).to_sparse()), "first.weight is a tensor of float32 and the layout sparse_coo"),
+        (one_strange(torch.ones(4, 4, dtype=torch.complex64)), "first.weight is a tensor of complex64 and the layout strided"),
     ],
-    ids=["code", "no tensors", "text", "damaged", "missing", "lacking", "strange", "shape"],
+    ids=[
+        *("code", "no tensors", "text", "damaged", "missing", "lacking", "strange", "shape"),
+        *("one bit of a value", "deflated", "meta", "sparse", "complex"),
+    ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Any], message: str

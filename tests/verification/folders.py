@@ -47,6 +47,12 @@ class Folder:
 
         self.manifest(rehash)
 
+    def companion(self, program: str, name: str, data: bytes) -> None:
+        """Replaces a file beside a program, and its hash with it."""
+        (self.path / name).write_bytes(data)
+        entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self.manifest(lambda manifest: manifest["files"][program]["companions"].update({name: entry}))
+
     def golden(self, change: Callable[[dict[str, Tensor]], object]) -> None:
         tensors = safetensors.torch.load((self.path / GOLDEN).read_bytes())
         change(tensors)
