@@ -58,6 +58,7 @@ def test_what_comes_from_training_is_compressed_on_the_way_to_export(net: str) -
     assert again is small and note == ""
 
 
+@pytest.mark.slow
 def test_a_librarys_own_function_is_a_source() -> None:
     """As README.md tells: no Python of the user's for a network of timm."""
     pytest.importorskip("timm")
