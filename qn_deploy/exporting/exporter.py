@@ -74,6 +74,8 @@ class Exporter(Protocol):
     An exporter may also have a `runner`, a `qn_deploy.exporting.runner.Runner`: then its files run on devices too. And a method
     `account(data) -> tuple[qn_deploy.program.account.Part, ...]`: then `qn-deploy inspect` tells what each byte of its files is. And a
     method `opened(data, parts) -> Callable[[Batch], Batch]`, a program that stays loaded: then `qn-deploy bench` times its files. And
+    `own_int8(program, plain, inputs, is_static) -> bytes`, what the runtime's own tools make of a float program and its written file: then
+    that is timed beside them. And
     `needs`, the modules of its runtime, with `install`, the command that installs them: where one is missing, the exporter is left out.
     """
 

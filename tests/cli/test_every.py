@@ -48,5 +48,12 @@ def test_inspect_names_what_comes_next(model: Any) -> None:
     assert said("inspect", model.path).splitlines()[-1] == f"next: qn-deploy export {model.path}"
 
 
+def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_WORDS", "qn-deploy exp")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("_QN_DEPLOY_COMPLETE", "bash_complete")
+    assert CliRunner().invoke(main, [], prog_name="qn-deploy").stdout == "plain,export\n"
+
+
 def test_every_command_is_here() -> None:
     assert all(isinstance(command, click.Command) for command in main.commands.values()) and len(EVERY) == len(main.commands) + 1

@@ -74,7 +74,7 @@ SOURCES = [
     ("compress missing.pt", "cannot read missing.pt: No such file"),
     ("compress missing.pt2", "cannot read missing.pt2: No such file"),
     ("compress folder", "cannot read folder: Is a directory"),
-    ("compress my_net", "cannot read my_net: No such file"),
+    ("compress my_net", "cannot read my_net: No such file or directory; a source is a .pt2, a model.pt, or package.module:function"),
     ("compress nowhere:build --example x=float32[1,4]", "there is no module 'nowhere' here"),
     ("compress 'my net:build'", "cannot read my net:build: No such file"),
     ("compress wrong_net:nothing --example x=float32[1,4]", "wrong_net has no function 'nothing'"),
