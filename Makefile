@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow test-all test-arm faults check apk test-android test-android-native clean
+.PHONY: demo test test-slow test-all test-arm faults check docs apk test-android test-android-native clean
 
 demo: .venv/demo
 	$(BIN)/qn-deploy demo
@@ -34,6 +34,10 @@ check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages of docs/, into build/site; they are read from the disk.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # The demo app with the demo's model, and the library as an AAR, without Gradle: android_demo/README.md. AARS=folder adds the runtimes.
 apk: .venv/demo
 	test -f build/demo/build/manifest.json || $(BIN)/qn-deploy demo
@@ -57,9 +61,13 @@ clean:
 
 # torch brings its CUDA libraries along, about 3 GB: the first run takes a few minutes.
 .venv/demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[all]'
 	@touch $@
 
 .venv/test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/docs: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cifar10
@@ -16,11 +17,12 @@ from rows import Row, at_least, at_most, chosen, clock, finish, json_option, see
 
 from qn_deploy.compression import CompressConfig, PlanConfig, compress, plan
 from qn_deploy.compression.plan import file_bytes
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.recipe import Int4, Method, Recipe, Rule, Table
 
 TITLE = "A budget for ResNet-20 on CIFAR-10"
 ROOT = Path(__file__).resolve().parent.parent
-UNIFORM: dict[str, Method] = {  # from the largest to the smallest; what a table does not divide is int8
+UNIFORM: dict[str, Method] = {  # what a table does not divide is int8; which file is larger shows when it is written
     "int4": Int4(),
     "tables of 2, K=16": Table(2, 16),
     "tables of 4, K=16": Table(4, 16),
@@ -29,6 +31,16 @@ UNIFORM: dict[str, Method] = {  # from the largest to the smallest; what a table
 }
 SMALLEST, GAIN = 3, 2.0  # at so many of the smallest sizes the mean gain in points
 BATCH = 64
+
+
+def by_size(program: Program, batches: list[Batch], seed: int, progress: Callable[[str], None]) -> list[tuple[str, int, Program]]:
+    """(recipe, bytes of its model.pt, program) of each uniform recipe, the largest file first."""
+    found = []
+    for name, method in UNIFORM.items():
+        progress(name)
+        uniform = compress(program, Recipe((Rule(method),), title=name), batches, CompressConfig(seed=seed))
+        found.append((name, file_bytes(uniform), uniform))
+    return sorted(found, key=lambda entry: -entry[1])
 
 
 @click.command(help=__doc__)
@@ -52,10 +64,9 @@ def main(data: Path, images: int, threads: int, seed: int, json_file: Path | Non
     program = float_program(cifar10.resnet20(data / cifar10.RESNET20), tests)
     rows = [Row("float: accuracy", accuracy(program, tests), "%")]
     gains = []
-    for name, method in UNIFORM.items():
-        progress(name)
-        uniform = compress(program, Recipe((Rule(method),), title=name), batches, CompressConfig(seed=seed))
-        limit, right = file_bytes(uniform), accuracy(uniform, tests)
+    for name, limit, uniform in by_size(program, batches, seed, progress):
+        progress(f"{name}: {limit:,} bytes")
+        right = accuracy(uniform, tests)
         start = time.process_time()
         small = plan(program, batches, max_size=limit, config=PlanConfig(seed=seed))
         seconds = time.process_time() - start

@@ -76,7 +76,7 @@ def measure(
     manifest = export(program, folder / "build", progress=lambda stage: progress(f"{name}: {stage}")).manifest
     progress(f"{name}: climbing the parity ladder")
     report = verify(folder / "build")
-    failed = [check for check in report.checks if check.rung <= 4 and not check.passed]
+    failed = [check for check in report.checks if check.rung <= 4 and check.passed is False]
     for check in failed:
         progress(f"{name}: rung {check.rung} FAILED: {check.what}: {check.found}, limit {check.limit}")
     files = {entry.exporter: (folder / "build" / file).read_bytes() for file, entry in manifest.files.items()}

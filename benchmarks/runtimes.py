@@ -18,10 +18,10 @@ from workloads import DYNAMIC, LINEAR, WORKLOADS, Workload, random_program, stac
 
 from qn_deploy.exporters.to_onnx import EXPORTER
 from qn_deploy.exporters.to_onnx.options import OnnxOptions
+from qn_deploy.exporters.to_onnx.own import own_int8
 from qn_deploy.exporting.describe import theoretical_bytes
 from qn_deploy.exporting.export import write_file
 from qn_deploy.lowering.lower import Activations
-from qn_deploy.quiet import quiet
 
 TITLE = "Tables on onnxruntime"
 FILE_FACTOR, FILE_EXTRA = 1.02, 16 * 1024  # bytes of a file against those of its constants
@@ -131,29 +131,8 @@ def _embedding(samples: int) -> list[Row]:
 
 def _int8_of_onnxruntime(plain: bytes, x: Tensor, activations: Activations) -> bytes:
     """What onnxruntime's own tools make of a float model: per channel, uint8 activations."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Once(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, name: str) -> None:
-            self.batches = iter([{name: x.numpy()}])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.batches, None)
-
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        source, ready, target = (str(Path(folder) / name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
-        model = onnx.load_model_from_string(plain)
-        del model.graph.value_info[:]  # shapes of weights, which quantize_dynamic transposes
-        onnx.save(model, source)
-        quant_pre_process(source, ready, skip_optimization=True, skip_symbolic_shape=True)
-        if activations is DYNAMIC:
-            quantize_dynamic(ready, target, per_channel=True, weight_type=QuantType.QInt8)
-        else:
-            reader = Once(model.graph.input[0].name)
-            kinds = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-            quantize_static(ready, target, reader, per_channel=True, **kinds)
-        return Path(target).read_bytes()
+    name = onnx.load_model_from_string(plain).graph.input[0].name
+    return own_int8(plain, {name: x.numpy()}, is_static=activations is not DYNAMIC)
 
 
 def _int8_embedding() -> bytes:

@@ -47,11 +47,11 @@ def bundle(build: Path, app: Path, name: str, pte: bool = False) -> Bundled:
     Raises:
         InputError: the build or the app is none, a file differs from its hash in the manifest, or there is nothing that the app can run.
     """
+    manifest = read_manifest(build)
     if not (app / APP_MANIFEST).is_file():
         raise InputError(f"{app} holds no {APP_MANIFEST}; give the folder of the app's project: --app android_demo")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise InputError(f"{name!r} can't be the name of a model in the app; use letters, digits, - and _: --name digits")
-    manifest = read_manifest(build)
     programs = list(_programs(manifest, pte))
     if not programs:
         raise InputError(f"{build} holds nothing that the app runs ({', '.join(manifest.files)}); export for onnx or executorch")

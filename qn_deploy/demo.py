@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table as TextTable
+from rich.console import Group
 from torch import Tensor, nn
 
 from qn_deploy import noise
 from qn_deploy.compression import IPQConfig, Progress, compress, ipq
+from qn_deploy.errors import ToolchainError
 from qn_deploy.exporting.build import Build
 from qn_deploy.exporting.describe import theoretical_bytes
 from qn_deploy.exporting.export import export
@@ -25,8 +25,9 @@ from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
 from qn_deploy.program.store import save
 from qn_deploy.recipe import Int8, Recipe, Rule, Table
-from qn_deploy.report.tables import size
+from qn_deploy.report.tables import new_table, size
 from qn_deploy.verification.ladder import verify
+from qn_deploy.verification.report import Report
 
 SEED = 0
 EPOCHS, BATCH = 30, 64
@@ -78,15 +79,42 @@ class Digits:
         return float((logits.argmax(1) == self.test_labels).float().mean())
 
 
-def run(folder: Path, progress: Callable[[str], None]) -> bool:
-    """Trains, compresses, saves, exports, verifies, and prints what came out.
+@dataclass(frozen=True)
+class Shown:
+    """What the demo shows; rich prints it as tables.
+
+    Attributes:
+        rows: (what, share of the test images that are right, bytes), the float constants first.
+        build: what was exported.
+        report: of the parity ladder.
+    """
+
+    rows: tuple[tuple[str, float, int], ...]
+    build: Build
+    report: Report
+
+    def to_json(self) -> str:
+        """For machines."""
+        rows = [{"what": what, "accuracy": accuracy, "bytes": count} for what, accuracy, count in self.rows]
+        return json.dumps({"folder": str(self.build.folder), "passed": self.report.passed, "rows": rows}, indent=1)
+
+    def __rich__(self) -> Group:
+        """Files, accuracy, ladder."""
+        table = new_table("digits", "accuracy", "bytes", "smaller", title="accuracy on the test images, bytes of constants or file")
+        for name, accuracy, count in self.rows:
+            table.add_row(name, f"{accuracy:.2%}", size(count), f"{self.rows[0][2] / count:.1f} x")
+        return Group(self.build, table, self.report)
+
+
+def run(folder: Path, progress: Callable[[str], None]) -> Shown:
+    """Trains, compresses, saves, exports and verifies.
 
     Args:
         folder: where model.pt and the build go.
         progress: called with the name of each stage.
 
-    Returns:
-        True if every check of the parity ladder passed.
+    Raises:
+        ToolchainError: scikit-learn is not installed.
     """
     torch.manual_seed(SEED)
     digits = load_digits()
@@ -108,18 +136,19 @@ def run(folder: Path, progress: Callable[[str], None]) -> bool:
     build = export(program, folder / "build", progress=progress)
     report = verify(folder / "build", progress=progress)
     progress("measuring accuracy on the test images")
-    rows = _accuracies(digits, plain, program, build)
-    progress("")
-    _print(Console(), rows, build)
-    Console().print(report)
-    _print_next(folder)
-    return report.passed
+    return Shown(tuple(_accuracies(digits, plain, program, build)), build, report)
 
 
 def load_digits() -> Digits:
-    """The digits in a fixed random order, split into training and test images."""
-    from sklearn.datasets import load_digits as load
+    """The digits in a fixed random order, split into training and test images.
 
+    Raises:
+        ToolchainError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError:
+        raise ToolchainError("the demo trains on scikit-learn's digits: pip install 'qn-deploy[demo]'") from None
     bunch = load()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(SEED))
     images = torch.tensor(bunch.images, dtype=torch.float32)[order, None] / 8 - 1
@@ -164,19 +193,3 @@ def _accuracies(digits: Digits, plain: Program, program: Program, build: Build) 
         ((logits,),) = exporters[entry.exporter].run((build.folder / name).read_bytes(), (inputs,))
         rows.append((f"{name} on {entry.runtime}", digits.accuracy(logits), entry.bytes))
     return rows
-
-
-def _print(console: Console, rows: list[tuple[str, float, int]], build: Build) -> None:
-    console.print(build)
-    table = TextTable("digits", "accuracy", "bytes", "smaller", title="accuracy on the test images, bytes of constants or file")
-    for name, accuracy, count in rows:
-        table.add_row(name, f"{accuracy:.2%}", size(count), f"{rows[0][2] / count:.1f} x")
-    console.print(table)
-
-
-def _print_next(folder: Path) -> None:
-    model, out = shlex.quote(str(folder / "model.pt")), shlex.quote(str(folder / "build"))
-    print(f"\nnext: qn-deploy inspect {model}")
-    print(f"      qn-deploy export {model} --target arm --out {out}")
-    print(f"      qn-deploy verify {out}")
-    print("      your own model: the five lines under 'From your training code' in README.md")

@@ -88,6 +88,7 @@ def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> N
         "model.onnx",
         "model.pte",
         "model.stock.qnz",
+        "report.html",
     ]
     assert stages(build.export.err) == [
         f"reading {model.path}",
@@ -95,6 +96,7 @@ def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> N
         "running the simulated program",
         "running each file once",
         f"saving to {build.folder}",
+        "drawing report.html",
     ]
     for entry in read_manifest(build.folder).files.values():
         assert entry.runtime in build.export.out
@@ -119,7 +121,7 @@ def test_export_tells_what_to_set_and_the_same_model_gives_the_same_bytes(model:
     assert result.exit_code == 0, result.output
     assert "session.x64quantprecision 1, on x86 processors without VNNI" in " ".join(result.stdout.split())
     assert result.stdout.splitlines()[-1] == f"next: qn-deploy verify '{folder}'"
-    assert sorted(path.name for path in folder.iterdir()) == ["golden.safetensors", "manifest.json", "model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == ["golden.safetensors", "manifest.json", "model.onnx", "report.html"]
     assert (folder / "model.onnx").read_bytes() == (build.folder / "model.onnx").read_bytes()
 
 
@@ -142,6 +144,9 @@ def test_unpack_rebuilds_the_stock_program(build: Any, tmp_path: Path) -> None:
     stock = (tmp_path / "model.pte").read_bytes()
     assert stock == find_exporters()["executorch"].dense((build.folder / "model.pte").read_bytes())
     assert f"model.pte: {len(stock):,} bytes from" in result.stdout
+    told = json.loads(run("unpack", build.folder / "model.stock.qnz", "--out", tmp_path / "model.pte", "--json").stdout)
+    size = (build.folder / "model.stock.qnz").stat().st_size
+    assert told == {"out": str(tmp_path / "model.pte"), "bytes": len(stock), "container_bytes": size}
     damaged = tmp_path / "damaged.qnz"
     damaged.write_bytes((build.folder / "model.stock.qnz").read_bytes()[:-1])
     result = run("unpack", damaged, "--out", tmp_path / "model.pte")
@@ -164,7 +169,7 @@ def test_the_graph_form_is_exported_and_verified(model: Any, tmp_path: Path) -> 
     result = run("export", model.path, "--only", "executorch", "--out", tmp_path, "--executorch-form", "graph")
     assert result.exit_code == 0, result.output
     assert read_manifest(tmp_path).files["model.pte"].facts == {"form": "graph"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["golden.safetensors", "manifest.json", "model.pte"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["golden.safetensors", "manifest.json", "model.pte", "report.html"]
     verified = run("verify", tmp_path, "--json")
     assert verified.exit_code == 0, verified.output
 

@@ -29,6 +29,8 @@ class ExecutorchExporter:
     runtime = "ExecuTorch XNNPACK"
     optimizes = False
     options = ExecutorchOptions
+    needs = ("executorch",)
+    install = "pip install 'qn-deploy[executorch]'"
 
     @property
     def rules(self) -> Rules:
@@ -110,6 +112,12 @@ class ExecutorchExporter:
         from .runtime import load_program
 
         return load_program(data).run
+
+    def own_int8(self, program: Program, plain: bytes, inputs: Batch, is_static: bool) -> bytes:
+        """What ExecuTorch's own tools make of a float program."""
+        from .own import own_int8
+
+        return own_int8(program, inputs, is_static)
 
     def account(self, data: bytes) -> tuple[Part, ...]:
         """Every byte of a file, by weight and kind."""

@@ -149,7 +149,7 @@ def _parse(pte: bytes) -> Any:
     try:
         return deserialize_pte_binary(pte)
     except Exception as error:  # the flatbuffer reader raises whatever the damage leads it to
-        raise InputError(f"this is no ExecuTorch program (.pte): {type(error).__name__}: {error}") from None
+        raise InputError("this is no ExecuTorch program (.pte), or a damaged one") from error
 
 
 def _serialize(file: Any, alignment: int) -> bytes:

@@ -60,7 +60,9 @@ def rebuild(container: bytes) -> bytes:
     Raises:
         InputError: the container breaks a rule of the format; the message says which, and in which piece.
     """
-    if not container.startswith(MAGIC) or len(container) < HEADER.size:
+    if container.startswith(MAGIC[: len(container)]) and len(container) < HEADER.size:
+        raise InputError(f"no stock form: {len(container)} bytes, less than its header of {HEADER.size}; it was cut short. Copy it again")
+    if not container.startswith(MAGIC):
         raise InputError(f"no stock form: {len(container)} bytes that start with {container[:16].hex(' ')}; expected {MAGIC.hex(' ')}")
     _, version, count, size, digest = HEADER.unpack_from(container)
     if version != VERSION:

@@ -24,7 +24,7 @@ from .options import ExecutorchOptions
 from .pte import named_data, to_tables
 from .read import SINGLE_VALUES
 from .refusal import refusal
-from .shapes import simplify_reshapes, slice_splits
+from .shapes import core_operators, simplify_reshapes
 from .stock import pack
 
 STOCK_FORM = "model.stock.qnz"  # the companion's name
@@ -51,7 +51,7 @@ def write(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Wri
 
 
 def _write_delegate_form(program: Program, lowered: Lowered) -> Written:
-    edge, stock = _lower_to_xnnpack(lowered.exported)
+    edge, stock = lower_to_xnnpack(lowered.exported)
     blobs = {name: named_blobs({name: table}, dtype) for name, (table, dtype) in _tables(lowered).items()}
     tables = {key: blob for entry in blobs.values() for key, blob in entry.items()}
     held = named_data(stock).keys()
@@ -71,7 +71,7 @@ def _write_delegate_form(program: Program, lowered: Lowered) -> Written:
 
 def _write_graph_form(program: Program, lowered: Lowered) -> Written:
     exported, remarks = look_up_weights(lowered, program.golden.inputs)
-    edge, data = _lower_to_xnnpack(exported, graph_form=True)
+    edge, data = lower_to_xnnpack(exported, graph_form=True)
     notes = (*remarks, *_recurrent(program), *_portable(edge))
     facts = {"form": "graph", **_narrowed(program, edge)}
     return Written(data, lowered, notes, facts=facts, folded=_folded(program, lowered, edge))
@@ -155,18 +155,24 @@ def _dynamic_sizes(exported: ExportedProgram) -> list[dict[int, tuple[int, int]]
     """For each input the least and most of each size that was dynamic when the graph was captured, by the dimension."""
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     return [
-        {axis: _bounds(size.node) for axis, size in enumerate(values[name].shape) if not isinstance(size, int)}
+        {axis: size_bounds(size.node) for axis, size in enumerate(values[name].shape) if not isinstance(size, int)}
         for name in exported.graph_signature.user_inputs
     ]
 
 
-def _bounds(size: Any) -> tuple[int, int]:
+def size_bounds(size: Any) -> tuple[int, int]:
+    """The least and most of a dynamic size."""
     bounds = size.shape_env.bound_sympy(size.expr)
     least, most = int(bounds.lower), int(bounds.upper) if bounds.upper.is_finite else sys.maxsize
     return least if least > 2 else 1, most  # torch says 2 where 1 is allowed, too
 
 
-def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, bytes]:
+def lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, bytes]:
+    """The edge program and the stock .pte of a graph.
+
+    Raises:
+        ExportError: ExecuTorch can't lower it.
+    """
     with quiet():
         from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, UnsqueezeCopyConfig
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -181,7 +187,7 @@ def _lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, byt
             # For each convolution that it traces torch asks which of its own kernels would be fastest. Those of oneDNN and NNPACK depend
             # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-                core = slice_splits(exported, partitioner.ops_to_not_decompose(exported)[0])
+                core = core_operators(exported, partitioner.ops_to_not_decompose(exported)[0])
                 edge = to_edge_transform_and_lower(core, partitioner=[partitioner], transform_passes=passes)
                 program = edge.exported_program()
                 if graph_form:

@@ -28,6 +28,8 @@ class OnnxExporter:
     runtime = "onnxruntime"
     optimizes = True
     options = OnnxOptions
+    needs = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+    install = "pip install 'qn-deploy[onnx]'"
 
     @property
     def rules(self) -> Rules:
@@ -97,6 +99,12 @@ class OnnxExporter:
         from .read import opened
 
         return opened(data, parts, exact=False)
+
+    def own_int8(self, program: Program, plain: bytes, inputs: Batch, is_static: bool) -> bytes:
+        """What onnxruntime's own tools make of a float program."""
+        from .own import own_int8
+
+        return own_int8(plain, {name: tensor.numpy() for name, tensor in zip(program.inputs, inputs, strict=True)}, is_static)
 
     def account(self, data: bytes) -> tuple[Part, ...]:
         """Every byte of a file, by weight and kind."""

@@ -22,7 +22,7 @@ def account(data: bytes) -> tuple[Part, ...]:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # the decoder of protobuf raises classes of its own
-        raise InputError(f"this is no ONNX program (.onnx): {type(error).__name__}") from None
+        raise InputError("this is no ONNX program (.onnx), or a damaged one") from error
     parts = []
     for tensor in model.graph.initializer:
         layer, slash, suffix = tensor.name.rpartition("/")

@@ -33,19 +33,26 @@ from .names import COLUMN, DECODED, SCALE
 from .tables import decoded, initializer, shape_of
 
 _NO_LIMIT = 2**31
+_NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)  # values and codes
 _FEW = 64  # bytes that an initializer may take where a node would do
 _READS_WEIGHT = (("DequantizeLinear", DECODED), ("Transpose", DECODED), ("Mul", COLUMN))  # operator, end of its input's name
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Computes what depends on constants only; quantize and dequantize nodes stay.
+    """Computes what depends on constants only; quantize and dequantize nodes stay, and so do lookups in codes and int8 rows.
 
     onnxscript casts every scale and zero point; left in place the casts stand between a weight and the fusions that look for constants.
     """
     with quiet():
-        optimizer.fold_constants(model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
+        optimizer.fold_constants(model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT, should_fold=_folds)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _folds(node: ir.Node) -> bool | None:
+    """False for a lookup of 8 or 16-bit rows, whose result would be stored as floats; None where onnxscript is to decide."""
+    rows = node.inputs[0] if node.op_type == "Gather" else None
+    return False if rows is not None and rows.is_initializer() and rows.dtype in _NARROW else None
 
 
 def copy_constant_outputs(model: ir.Model) -> None:

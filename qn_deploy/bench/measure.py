@@ -1,4 +1,4 @@
-"""Times and memory of programs: each loaded in a process of its own, then all run in turn, so that all see the same noise."""
+"""Times and memory of programs: each loaded in a process of its own, then all in turn, so that all see the same noise."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from qn_deploy.exporting.exporter import NO_PARTS, find_exporters
 from qn_deploy.program.program import Batch
 
 Call = Callable[[Batch], Batch]
+Alone = tuple[float, float, float]  # load in ms, first run in ms, MB
 
 
 @dataclass(frozen=True)
@@ -61,32 +62,39 @@ class Times:
     memory_mb: float
 
 
-def measure(subjects: Sequence[Subject], inputs: Batch, rounds: int = 40) -> list[Times]:
-    """Measures programs on one batch.
+def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int = 40) -> list[Times]:
+    """Measures programs on batches of several sizes.
 
     Args:
         subjects: in the order of the result.
-        inputs: the batch that each runs.
+        batches: that each runs, in the order of the result; the memory told for one is the peak up to it.
         rounds: how often each runs, in turn with the others; the first quarter warms up.
 
     Raises:
         InputError: an exporter gives no program that stays loaded, or one does not run.
     """
-    alone = [_in_a_process(subject, inputs) for subject in subjects]
+    alone = _in_processes(subjects, batches)
     calls = [_opened(subject) for subject in subjects]
-    taken: list[list[float]] = [[] for _ in subjects]
+    found = []
+    for index, inputs in enumerate(batches):
+        for subject, told, each in zip(subjects, alone, _in_turn(calls, inputs, rounds), strict=True):
+            load, first, memory = told[index]
+            counted = sorted(each[rounds // 4 :])
+            p90 = counted[min(len(counted) - 1, int(0.9 * len(counted)))]
+            size = len(subject.data) + sum(map(len, subject.parts.values()))
+            found.append(Times(subject.name, subject.exporter, size, len(inputs[0]), load, first, statistics.median(counted), p90, memory))
+    return found
+
+
+def _in_turn(calls: Sequence[Call], inputs: Batch, rounds: int) -> list[list[float]]:
+    """The times of each program in ms, a round of all after the other."""
+    taken: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, kept in zip(calls, taken, strict=True):
             start = time.perf_counter()
             call(inputs)
             kept.append(1e3 * (time.perf_counter() - start))
-    found = []
-    for subject, (load, first, memory), each in zip(subjects, alone, taken, strict=True):
-        counted = sorted(each[rounds // 4 :])
-        p90 = counted[min(len(counted) - 1, int(0.9 * len(counted)))]
-        size = len(subject.data) + sum(map(len, subject.parts.values()))
-        found.append(Times(subject.name, subject.exporter, size, len(inputs[0]), load, first, statistics.median(counted), p90, memory))
-    return found
+    return taken
 
 
 def _opened(subject: Subject) -> Call:
@@ -97,30 +105,36 @@ def _opened(subject: Subject) -> Call:
     return opened(subject.data, subject.parts or NO_PARTS)
 
 
-def _in_a_process(subject: Subject, inputs: Batch) -> tuple[float, float, float]:
-    """(load in ms, first run in ms, MB) in a new process."""
-    arrays = tuple(tensor.numpy() for tensor in inputs)  # tensors would be sent by shared memory
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_alone, subject.exporter, subject.data, dict(subject.parts), arrays).result()
-        except Exception as error:  # the runtime's own classes, or a process that ended
-            raise InputError(f"{subject.name} does not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
+def _in_processes(subjects: Sequence[Subject], batches: Sequence[Batch]) -> list[list[Alone]]:
+    """For each program, in a new process of its own, and for each batch: load in ms, first run in ms, MB."""
+    arrays = [tuple(tensor.numpy() for tensor in inputs) for inputs in batches]  # tensors would be sent by shared memory
+    # torch takes seconds to import: a server does it once, and each process begins as a copy of it, before any runtime is there.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    found = []
+    for subject in subjects:
+        with ProcessPoolExecutor(1, context) as pool:
+            try:
+                found.append(pool.submit(_alone, subject.exporter, subject.data, dict(subject.parts), arrays).result())
+            except Exception as error:  # the runtime's own classes, or a process that ended
+                raise InputError(f"{subject.name} does not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
+    return found
 
 
-def _alone(exporter: str, data: bytes, parts: dict[str, bytes], arrays: tuple[object, ...]) -> tuple[float, float, float]:
+def _alone(exporter: str, data: bytes, parts: dict[str, bytes], batches: Sequence[tuple[object, ...]]) -> list[Alone]:
     import torch
 
-    inputs = tuple(torch.from_numpy(array) for array in arrays)
-    opened = find_exporters()[exporter].opened  # type: ignore[attr-defined]
-    before = _peak()
-    opened(data, parts)(inputs)
-    memory = _peak() - before
-    start = time.perf_counter()
-    call = opened(data, parts)
-    loaded = time.perf_counter()
-    call(inputs)
-    ran = time.perf_counter()
-    return 1e3 * (loaded - start), 1e3 * (ran - loaded), memory
+    opened, before, found = find_exporters()[exporter].opened, _peak(), []  # type: ignore[attr-defined]
+    for arrays in batches:
+        inputs = tuple(torch.from_numpy(array) for array in arrays)
+        opened(data, parts)(inputs)
+        memory = _peak() - before
+        start = time.perf_counter()
+        call = opened(data, parts)
+        loaded = time.perf_counter()
+        call(inputs)
+        found.append((1e3 * (loaded - start), 1e3 * (time.perf_counter() - loaded), memory))
+    return found
 
 
 def _peak() -> float:

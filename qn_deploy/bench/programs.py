@@ -1,4 +1,4 @@
-"""What the files of a build are measured beside: the same int8 program without tables, and the float model."""
+"""What the files of a build are measured beside: the same int8 program without tables, the float model, and the runtime's own int8."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from qn_deploy.bench.measure import Subject, Times, measure
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporting.export import write_file
-from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.exporter import find_exporters, unknown
 from qn_deploy.exporting.golden import read_vectors
 from qn_deploy.exporting.manifest import Manifest, read_listed, read_manifest
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Batch, Program
 
-TABLES, DENSE, FLOAT = "tables", "dense int8", "float"
+TABLES, DENSE, FLOAT, OWN = "tables", "dense int8", "float", "the runtime's own int8"
 
 
 def bench(
@@ -27,11 +27,11 @@ def bench(
     rounds: int = 40,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> list[Times]:
-    """Measures the files of a build, the dense int8 program of each, and the float model if it is given, all in turn.
+    """Measures the files of a build, the dense int8 program of each, and, of a given model, float and the runtimes' own int8; all in turn.
 
     Args:
         folder: of the build.
-        program: that was exported; None leaves float out.
+        program: that was exported; None leaves float and the runtimes' own int8 out.
         batches: sizes of the batch, made of the build's example inputs.
         rounds: how often each program runs.
         progress: called with the name of each stage.
@@ -41,30 +41,41 @@ def bench(
     """
     manifest = read_manifest(folder)
     inputs = read_vectors(folder, manifest).inputs
-    subjects = list(_subjects(folder, manifest, program))
-    found = []
-    for size in batches:
-        progress(f"batch {size}: {len(subjects)} programs in turn")
-        found += measure(subjects, _of_size(inputs, manifest, size), rounds)
-    return found
+    wanted = [_of_size(inputs, manifest, size) for size in batches]
+    subjects = list(_subjects(folder, manifest, program, inputs, progress))
+    progress(f"{len(subjects)} programs in turn, batch {', '.join(map(str, batches))}")
+    return measure(subjects, wanted, rounds)
 
 
-def _subjects(folder: Path, manifest: Manifest, program: Program | None) -> Iterator[Subject]:
+def _subjects(
+    folder: Path, manifest: Manifest, program: Program | None, inputs: Batch, progress: Callable[[str], None]
+) -> Iterator[Subject]:
     exporters = find_exporters()
     for name, entry in manifest.files.items():
         exporter = exporters.get(entry.exporter)
         if exporter is None:
-            raise InputError(f"{name} was written by the exporter {entry.exporter}, which is not installed")
+            raise InputError(f"{name}: {unknown([entry.exporter], exporters)}")
         data = read_listed(folder, name, manifest)
         parts = {part: read_listed(folder, part, manifest) for part in entry.parts}
         yield Subject(f"{name}, {TABLES}", entry.exporter, data, parts)
         yield Subject(f"{name}, {DENSE}", entry.exporter, exporter.dense(data, parts), {})
-        if program is not None:
-            try:
-                plain = write_file(exporter, replace(program, weights={}), Activations.NONE)
-            except ExportError as error:
-                raise InputError(f"the float model can't be written for {entry.runtime}: {error}") from None
-            yield Subject(f"{name}, {FLOAT}", entry.exporter, plain.data, plain.parts)
+        if program is None:
+            continue
+        progress(f"writing the float model for {entry.runtime}")
+        whole = replace(program, weights={})
+        try:
+            plain = write_file(exporter, whole, Activations.NONE)
+        except ExportError as error:
+            raise InputError(f"the float model can't be written for {entry.runtime}: {error}") from None
+        yield Subject(f"{name}, {FLOAT}", entry.exporter, plain.data, plain.parts)
+        own: Callable[[Program, bytes, Batch, bool], bytes] | None = getattr(exporter, "own_int8", None)
+        if own is None or entry.activations == Activations.NONE.value:
+            continue
+        progress(f"{entry.runtime}'s own int8")
+        try:
+            yield Subject(f"{name}, {OWN}", entry.exporter, own(whole, plain.data, inputs, entry.is_static), {})
+        except Exception as error:  # tools of others raise many classes; without them the rest is measured all the same
+            progress(f"{entry.runtime}'s own int8 is left out: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
 
 
 def _of_size(inputs: Batch, manifest: Manifest, size: int) -> Batch:

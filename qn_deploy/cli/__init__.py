@@ -24,14 +24,14 @@ class Commands(click.Group):
         try:
             return super().parse_args(context, args)
         except click.UsageError as error:
-            raise _in_one_line(error) from None
+            raise _in_one_line(error, context) from None
 
     def invoke(self, context: click.Context) -> Any:
         """Runs the command."""
         try:
             return super().invoke(context)
         except click.UsageError as error:
-            raise _in_one_line(error) from None
+            raise _in_one_line(error, context) from None
         except QnDeployError as error:
             raise UserError(str(error)) from None
         except BrokenPipeError:  # the reader of our output has seen enough: click ends quietly
@@ -41,13 +41,13 @@ class Commands(click.Group):
             raise UserError(f"{place}: {error.strerror or error}; TMPDIR and XDG_CACHE_HOME choose other folders") from None
 
 
-def _in_one_line(error: click.UsageError) -> click.ClickException:
+def _in_one_line(error: click.UsageError, context: click.Context) -> click.ClickException:
     """A wrong command line as one line that names the command whose help tells more; a call for help stays as it is."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error
-    path = error.ctx.command_path if error.ctx else "qn-deploy"
-    message = " ".join(error.format_message().split())
-    return UserError(f"{message.rstrip('.')}. See {path} --help")
+    path = error.ctx.command_path if error.ctx else f"{context.command_path} {context.invoked_subcommand or ''}".strip()
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return UserError(f"{message}{'' if message.endswith('?') else '.'} See {path} --help")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,7 +56,13 @@ def main() -> None:
     """Turns models trained with Quant-Noise into small, verified programs for phones and edge boards.
 
     Start with: qn-deploy demo
-    """
+
+    \b
+    Examples:
+      qn-deploy compress net.pt2 --calibrate data.npz --max-size 1.5MB
+      qn-deploy export model.pt --target arm --out build
+      qn-deploy verify build
+    """  # noqa: D301  # click wants the character
 
 
 for _module in (android, bench, compress, demo, devices, export, inspect, report, targets, unpack, verify):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from qn_deploy.cli.following import quoted, tell_next
 from qn_deploy.cli.options import MINUTES, PATH, SIZE, json_option
 from qn_deploy.cli.progress import bars, stages
 from qn_deploy.cli.source_options import source_options
@@ -86,5 +86,4 @@ def command(
         click.echo(result.to_json())
         return
     Console().print(result)
-    click.echo(f"\nnext: qn-deploy inspect {shlex.quote(str(out))}")
-    click.echo(f"      qn-deploy export {shlex.quote(str(out))} --target arm --out build")
+    tell_next(f"qn-deploy inspect {quoted(out)}", f"qn-deploy export {quoted(out)} --target arm --out build")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qn_deploy.cli.options import PATH, ExportCommand, chosen_options, json_option
+from qn_deploy.cli.following import quoted, tell_next
+from qn_deploy.cli.options import PATH, ExportCommand, WholeNumber, chosen_options, json_option
 from qn_deploy.cli.progress import bars, stages
 from qn_deploy.cli.source_options import source_options
+from qn_deploy.errors import ToolchainError
 from qn_deploy.targets import DEFAULT_TARGET, TARGETS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--centroid-range",
-    type=click.IntRange(1, 127),
+    type=WholeNumber(1, 127),
     metavar="N",
     help="Keep int8 weights within -N..N: 64 makes int8 sums exact on x86 processors without VNNI, at a small loss.",
 )
@@ -71,6 +72,10 @@ def command(
 
     from qn_deploy.exporting.config import ExportConfig
     from qn_deploy.exporting.export import export
+    from qn_deploy.exporting.exporter import missing, registered
+    from qn_deploy.exporting.manifest import REPORT
+    from qn_deploy.report.facts import gather
+    from qn_deploy.report.page import write_page
     from qn_deploy.sources.ready import ready
 
     program, batches = given.open()
@@ -78,13 +83,21 @@ def command(
         program, note = ready(given.source, program, batches, progress, bar)
     config = ExportConfig(target, activations, centroid_range, only, chosen_options(context), allow_constant)
     build = export(program, out, config, progress)
+    notes = [note] if note else []
+    progress(f"drawing {REPORT}")
+    try:
+        write_page(gather(out, program, None), out / REPORT)
+    except ToolchainError as error:
+        notes.append(f"there is no {REPORT}: {error}")
     progress("")
     if as_json:
         click.echo(build.manifest.to_json())
         return
     Console().print(build)
-    if note:
-        click.echo(f"note: {note}")
+    left_out = {exporter.filename: missing(exporter) for exporter in registered().values()} if not only else {}
+    notes += [f"there is no {name}: {reason}" for name, reason in left_out.items() if reason]
+    for line in notes:
+        click.echo(f"note: {line}")
     inexact = any(entry.inexact for entry in build.manifest.files.values())
-    layers = f" --layers {shlex.quote(given.source)}" if inexact and not note else ""  # what has no exact rule is judged by itself
-    click.echo(f"\nnext: qn-deploy verify {shlex.quote(str(out))}{layers}")
+    layers = f" --layers {quoted(given.source)}" if inexact and not note else ""  # what has no exact rule is judged by itself
+    tell_next(f"qn-deploy verify {quoted(out)}{layers}")

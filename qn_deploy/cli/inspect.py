@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from qn_deploy.cli.following import quoted, tell_next
 from qn_deploy.cli.options import PATH, json_option
 
 
@@ -39,3 +40,7 @@ def command(path: Path, as_json: bool) -> None:
     if program is not None:
         Console().print(weights_table(str(path), describe_weights(program), program.left))
     Console().print(account_table(files))
+    if program is not None:
+        tell_next(f"qn-deploy {'export' if program.weights else 'compress'} {quoted(path)}")
+    elif path.is_dir():
+        tell_next(f"qn-deploy verify {quoted(path)}")

@@ -29,6 +29,12 @@ class _Unit(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within bounds, which messages call so."""
+
+    name = "whole number"
+
+
 SIZE, MINUTES = _Unit("size", read_size), _Unit("time", read_minutes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from qn_deploy.cli.following import quoted, tell_next
 from qn_deploy.cli.options import PATH, json_option
 from qn_deploy.cli.progress import stages
 
@@ -30,22 +31,22 @@ def command(context: click.Context, build: Path, model: Path | None, no_verify: 
     """  # noqa: D301  # click wants the character
     progress = stages()
     progress(f"reading {build}")
-    from qn_deploy.files import write_atomic
+    from qn_deploy.exporting.manifest import REPORT
     from qn_deploy.program.store import load
     from qn_deploy.report.facts import gather
-    from qn_deploy.report.page import page
+    from qn_deploy.report.page import write_page
     from qn_deploy.verification.ladder import verify
 
     program = load(model) if model is not None else None
     checks = None if no_verify else verify(build, progress=progress).checks
     progress("drawing")
     facts = gather(build, program, checks)
-    data = page(facts).encode()
-    out = out or build / "report.html"
-    write_atomic(out, data)
+    out = out or build / REPORT
+    size = write_page(facts, out)
     progress("")
     if as_json:
-        click.echo(json.dumps({"out": str(out), "bytes": len(data), "passed": None if checks is None else facts.passed}))
+        click.echo(json.dumps({"out": str(out), "bytes": size, "passed": None if checks is None else facts.passed}))
     else:
-        click.echo(f"{out}: {len(data):,} bytes; open it in any browser")
+        click.echo(f"{out}: {size:,} bytes; open it in any browser")
+        tell_next(f"qn-deploy android {quoted(build)}")
     context.exit(1 if checks is not None and not facts.passed else 0)

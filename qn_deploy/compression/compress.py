@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_feedback, table_with_feedback
+from qn_deploy.compression.losses import Losses
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
@@ -20,10 +21,12 @@ from qn_deploy.graph.sites import operator_name
 from qn_deploy.graph.walk import Walk
 from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
-from qn_deploy.program.program import Batch, Program
+from qn_deploy.program.program import SQNR, Batch, Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight
 from qn_deploy.weights.tables import table_from_weight
+
+STAGE = "compress"  # in the provenance
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,12 @@ def compress(
     program = float_program(model, batches or ())
     found, left = targets(program, recipe)
     work = _Work(config, left, len(found), progress)
-    ranges = program.ranges
+    ranges, losses = program.ranges, Losses(found)
     if batches is None:
         for target in found:
             work.code(target)
     else:
-        ranges = _one_pass(program, found, as_batches(program, batches), work)
+        ranges = _one_pass(program, found, as_batches(program, batches), work, losses)
     return replace(
         program,
         exported=with_constants(program.exported, work.values),
@@ -83,8 +86,13 @@ def compress(
         ranges=ranges,
         recipe=recipe,
         left={**program.left, **left},
-        provenance=(*program.provenance, {"stage": "compress", "config": to_dict(config)}),
+        provenance=(*program.provenance, entry_of(config, losses.found())),
     )
+
+
+def entry_of(config: CompressConfig, losses: dict[str, float]) -> dict[str, Any]:
+    """What stands in the provenance: the configuration, and the SQNR of each layer where batches told it."""
+    return {"stage": STAGE, "config": to_dict(config), **({SQNR: losses} if losses else {})}
 
 
 class _Work:
@@ -133,11 +141,11 @@ def float_program(model: Program | nn.Module, batches: Iterable[Any]) -> Program
     return capture(model, tuple(first))
 
 
-def _one_pass(program: Program, found: list[Target], batches: list[Batch], work: _Work) -> dict[str, tuple[float, float]]:
+def _one_pass(program: Program, found: list[Target], batches: list[Batch], work: _Work, losses: Losses) -> dict[str, tuple[float, float]]:
     """Compresses what was found while the batches walk through the program; gives the ranges of its values."""
     config, ranges = work.config, Ranges(len(batches))
     later = _of_later_readers(program, found, batches, config)
-    walk = Walk(program.exported, batches, config.memory << 20, ranges.see)
+    walk = Walk(program.exported, batches, config.memory << 20, ranges.see, losses.see)
     for stage in stages_of(found):
         reader = stage[0].weight.readers[0]
         source = source_of(reader)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import inf, log10
+from math import ceil, floor, inf, isfinite, log10
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compression.compress import CompressConfig, compress, float_program
+from qn_deploy.compression.compress import CompressConfig, compress, entry_of, float_program
 from qn_deploy.compression.effects import Effects, Form, effects_of
 from qn_deploy.compression.knapsack import Choice, Knapsack
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.targets import targets
-from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import unlifted, with_constants
 from qn_deploy.program.archive import program_to_bytes
@@ -84,7 +83,8 @@ def plan(
         progress: called after each weight and pass.
 
     Raises:
-        InputError: neither or both of `max_size` and `max_drop`, or no program is so small: the message names the smallest size.
+        InputError: neither or both of `max_size` and `max_drop`; no program is so small, or none but the float one keeps the drop: the
+            message names the smallest size, or the smallest drop, that can be had.
         CompressionError: a weight can't be compressed, or the program is compressed already.
     """
     if (max_size is None) == (max_drop is None):
@@ -174,29 +174,36 @@ class _Planner:
         )
 
     def keeping(self, drop: float, metric: Metric) -> Program:
-        """The smallest program that was found to lose at most so many points."""
+        """The smallest program that was found to lose at most so many points.
+
+        Raises:
+            InputError: none but the float program does, or the metric gives no number for that.
+        """
         whole = metric(unlifted(self.program.exported))
+        if not isfinite(whole):
+            raise InputError(f"the metric gives {whole} for the float model; expected a number of points")
         low, high = self._knapsack.smallest, self._knapsack.largest
-        best = None
+        kept: Program | None = None
+        least, best = inf, None  # what the one that loses least loses
         for step in range(_HALVINGS + 1):
             budget = low if step == 0 else round((low * high) ** 0.5)
             choice = self._knapsack.best(budget)
             assert choice is not None
             small = self._made(choice)
-            kept = whole - metric(unlifted(small.exported)) <= drop
+            lost = whole - metric(unlifted(small.exported))
             if self._progress:
                 self._progress(Progress(2, 3, "measuring the drop", (), (step + 1) / (_HALVINGS + 1)))
-            if kept:
-                best, high = small, budget
+            if small.weights and lost < least:
+                least, best = lost, small
+            if lost <= drop and small.weights:
+                kept, high = small, budget
                 if step == 0:
                     break
             else:
                 low = budget
-        if best is None:
-            choice = self._knapsack.best(self._knapsack.largest)
-            assert choice is not None
-            best = self._made(choice)
-        return best
+        if kept is None:
+            raise InputError(_out_of_reach(drop, least, None if best is None else self._size(best)))
+        return kept
 
     def _beside(self) -> int:
         """Bytes of a file that are no weight that can be compressed, as far as one choice tells."""
@@ -230,7 +237,7 @@ class _Planner:
             ranges=self._effects.ranges,
             recipe=recipe,
             left={**base.left, **targets(self.program, recipe)[1]},
-            provenance=(*base.provenance, {"stage": "compress", "config": to_dict(self._compress_config)}),
+            provenance=(*base.provenance, entry_of(self._compress_config, dict.fromkeys(weights, 10.0))),
         )
 
     def _made(self, choice: Choice) -> Program:
@@ -254,3 +261,15 @@ class _Planner:
 def _db(loss: float) -> float | None:
     """The SQNR in dB of noise / signal; None without noise."""
     return round(-10 * log10(loss), 1) if loss > 0 else None
+
+
+def _out_of_reach(drop: float, least: float, size: int | None) -> str:
+    """What to say where no compressed program keeps a drop."""
+    if size is None or not isfinite(least):
+        return f"no compressed program loses at most {drop:g} points, nor any number of points that is finite; keep the model float"
+    digits = 3 - floor(log10(least)) if least > 0 else 0
+    nearest = ceil(least * 10**digits) / 10**digits  # rounded up, so that it can be kept
+    return (
+        f"no compressed program loses at most {drop:g} points; the smallest drop that was found is {nearest:.10g}, in a file of {size:,} "
+        f"bytes. Give --max-drop {nearest:.10g} or more, or tune what a size gives"
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qn_deploy.errors import InputError
-from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.errors import InputError, ToolchainError
+from qn_deploy.exporting.exporter import missing, registered
 from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, read_manifest
 from qn_deploy.files import read_bytes
 from qn_deploy.program import container
@@ -24,6 +24,7 @@ def account(path: Path) -> dict[str, tuple[Part, ...]]:
 
     Raises:
         InputError: it can't be read, or is none of these.
+        ToolchainError: what reads it is not installed.
     """
     if path.is_dir():
         manifest = read_manifest(path)
@@ -37,13 +38,15 @@ def _file(path: Path, *beside: str) -> tuple[Part, ...]:
         return (Part("", "manifest" if path.name == MANIFEST else "examples", len(data)),)
     if data.startswith(_ZIP) and container.MANIFEST in [entry.filename for entry in read_directory(data)]:
         return account_of_model(read_members(data), len(data))
-    for exporter in find_exporters().values():
+    for exporter in registered().values():
         found: Callable[[bytes], tuple[Part, ...]] | None = getattr(exporter, "account", None)
         if found is not None and (path.suffix == Path(exporter.filename).suffix or exporter.is_container(data)):
+            if reason := missing(exporter):
+                raise ToolchainError(f"{path}: {reason}")
             try:
                 return found(data)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
     if beside:  # a part or companion of an exporter that tells no more of it
         return (Part("", "tables" if path.suffix == ".safetensors" else "program", len(data)),)
-    raise InputError(f"{path} is neither a model.pt nor a program of the installed exporters; their bytes can be told apart")
+    raise InputError(f"{path} is neither a model.pt nor a program or container of the exporters {', '.join(registered())}")

@@ -6,16 +6,17 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from qn_deploy.errors import ExportError, InputError
+from qn_deploy.errors import ExportError, InputError, ToolchainError
 from qn_deploy.exporting.build import Build
 from qn_deploy.exporting.collapse import collapsed
 from qn_deploy.exporting.config import ExportConfig, options_for
 from qn_deploy.exporting.describe import describe_inputs, describe_outputs, describe_weights, float_bytes, output_steps, theoretical_bytes
-from qn_deploy.exporting.exporter import Exporter, Written, find_exporters
+from qn_deploy.exporting.exporter import Exporter, Written, find_exporters, missing, registered, unknown
 from qn_deploy.exporting.folder import check_place, replacing
 from qn_deploy.exporting.golden import Vectors
 from qn_deploy.exporting.isolated import Child
@@ -48,6 +49,7 @@ def export(
 
     Raises:
         InputError: an exporter that is named is not installed, an option is not one of its own, or the folder can't be written.
+        ToolchainError: no exporter's runtime is installed.
         ExportError: a runtime can't take the program, or an output became constant.
     """
     folder = Path(folder)
@@ -121,14 +123,20 @@ def write_file(
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what a file's bytes depend on, by distribution."""
-    return {name: importlib.metadata.version(name) for name in _VERSIONED}
+    """The versions of what a file's bytes depend on, by distribution; without those that are not installed."""
+    found = {}
+    for name in _VERSIONED:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _chosen(config: ExportConfig) -> dict[str, Exporter]:
     exporters = find_exporters()
-    if unknown := sorted({*config.only, *config.options} - set(exporters)):
-        raise InputError(f"no exporter named {', '.join(unknown)} is installed; there are {', '.join(exporters)}")
+    if strange := sorted({*config.only, *config.options} - set(exporters)):
+        raise InputError(unknown(strange, exporters))
+    if not exporters:
+        raise ToolchainError("; ".join(["no runtime is installed", *(missing(exporter) for exporter in registered().values())]))
     return {name: exporter for name, exporter in exporters.items() if not config.only or name in config.only}
 
 

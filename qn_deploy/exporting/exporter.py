@@ -6,9 +6,10 @@ should import its runtime inside its methods.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,7 +73,10 @@ class Exporter(Protocol):
 
     An exporter may also have a `runner`, a `qn_deploy.exporting.runner.Runner`: then its files run on devices too. And a method
     `account(data) -> tuple[qn_deploy.program.account.Part, ...]`: then `qn-deploy inspect` tells what each byte of its files is. And a
-    method `opened(data, parts) -> Callable[[Batch], Batch]`, a program that stays loaded: then `qn-deploy bench` times its files.
+    method `opened(data, parts) -> Callable[[Batch], Batch]`, a program that stays loaded: then `qn-deploy bench` times its files. And
+    `own_int8(program, plain, inputs, is_static) -> bytes`, what the runtime's own tools make of a float program and its written file: then
+    that is timed beside them. And
+    `needs`, the modules of its runtime, with `install`, the command that installs them: where one is missing, the exporter is left out.
     """
 
     filename: str
@@ -131,5 +135,24 @@ class Exporter(Protocol):
 
 
 def find_exporters() -> dict[str, Exporter]:
-    """All installed exporters by name, in the order of their names."""
+    """All exporters that can work here by name, in the order of their names."""
+    return {name: exporter for name, exporter in registered().items() if not missing(exporter)}
+
+
+def registered() -> dict[str, Exporter]:
+    """All exporters that are installed, those without their runtime among them."""
     return {point.name: point.load() for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+def missing(exporter: Exporter) -> str:
+    """What an exporter lacks, with the command that installs it; empty if it can work."""
+    absent = [module for module in getattr(exporter, "needs", ()) if find_spec(module) is None]
+    return f"{exporter.runtime} needs the module {absent[0]}: {exporter.install}" if absent else ""  # type: ignore[attr-defined]
+
+
+def unknown(names: Iterable[str], usable: Iterable[str]) -> str:
+    """Why exporters of these names are not among the usable ones, and what to do."""
+    listed = registered()
+    if reasons := [missing(listed[name]) for name in names if name in listed]:
+        return reasons[0]
+    return f"no exporter named {', '.join(names)} is installed; there are {', '.join(usable) or 'none'}"

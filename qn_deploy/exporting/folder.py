@@ -77,12 +77,15 @@ def check_place(folder: Path) -> Path:
     """Where a build folder really is, if it can be replaced as a whole.
 
     Raises:
-        InputError: a file stands there, or it is a mount point, or this process runs in it.
+        InputError: a file stands there or above it, or it is a mount point, or this process runs in it.
     """
     with _named(folder):
         place = Path(os.path.realpath(folder))
         if place.exists() and not place.is_dir():
             raise InputError(f"{folder} can't be made: a file stands in its place; choose another folder with --out")
+        above = next(parent for parent in place.parents if parent.exists())
+        if not above.is_dir():
+            raise InputError(f"{folder} can't be made: {above.name} is a file; choose another folder with --out")
         if os.path.ismount(place):
             raise InputError(f"{folder} is the root of a file system, which can't be swapped; give a folder in it")
         here = Path(os.path.realpath(os.getcwd()))

@@ -23,6 +23,7 @@ from qn_deploy.files import MAX_BYTES, read_bytes
 
 FORMAT, VERSION = "qn-deploy build", 4
 MANIFEST, GOLDEN = "manifest.json", "golden.safetensors"
+REPORT = "report.html"  # lies beside them, and is not listed: it may be drawn anew
 MAX_MANIFEST = 64 << 20  # bytes
 MAX_STEP = 3e38  # of float32
 
@@ -218,7 +219,7 @@ def listed_names(folder: Path) -> set[str]:
     try:
         files = json.loads(read_bytes(folder / MANIFEST, MAX_MANIFEST, links=False))["files"]
         names = [name for file, entry in files.items() for name in (file, *entry["companions"], *entry["parts"])]
-        return {GOLDEN, MANIFEST, *(name for name in names if isinstance(name, str) and Path(name).name == name)}
+        return {GOLDEN, MANIFEST, REPORT, *(name for name in names if isinstance(name, str) and Path(name).name == name)}
     except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
 

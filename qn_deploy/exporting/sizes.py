@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.export import write_file
-from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.exporter import find_exporters, unknown
 from qn_deploy.lowering.lower import Activations, choose_activations
 from qn_deploy.program.program import Program
 
@@ -22,7 +22,7 @@ def written_size(name: str) -> Callable[[Program], int]:
     """
     exporters = find_exporters()
     if name not in exporters:
-        raise InputError(f"no exporter named {name} is installed; there are {', '.join(exporters)}")
+        raise InputError(unknown([name], exporters))
 
     def size(program: Program) -> int:
         activations = choose_activations(program, Activations.STATIC if program.ranges else Activations.DYNAMIC)

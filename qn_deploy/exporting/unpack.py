@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qn_deploy.errors import InputError
-from qn_deploy.exporting.exporter import find_exporters
+from qn_deploy.exporting.exporter import registered
 from qn_deploy.files import read_bytes
 
 
@@ -16,7 +16,7 @@ def unpack(container: Path) -> bytes:
         InputError: the file can't be read, is damaged, or is no container of an installed exporter.
     """
     data = read_bytes(container)
-    exporters = find_exporters()
+    exporters = registered()  # a container is read without the runtime
     exporter = next((exporter for exporter in exporters.values() if exporter.is_container(data)), None)
     if exporter is None:
         raise InputError(f"{container} is no container of the installed exporters ({', '.join(exporters)}), or its beginning is damaged")

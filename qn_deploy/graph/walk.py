@@ -20,6 +20,7 @@ from qn_deploy.graph.lifted import constants, like
 from qn_deploy.graph.spool import Spool, give_back
 
 See = Callable[[Node, Any], None]
+Differ = Callable[[Node, Any, Any], None]
 OURS, THEIRS = 0, 1  # the compressed model's value, and the float model's
 
 
@@ -32,12 +33,19 @@ class Walk:
         limit: bytes of values between two stretches that are held in memory; what is over it lies in temporary files.
         see: called with each value of the compressed model when it is computed: with a node of the graph, inputs too, and the value of each
             batch, or the one value of a node that no input reaches.
+        differ: called with a node whose values of a batch may differ in the two models: the compressed model's, and the float model's.
     """
 
     def __init__(
-        self, exported: ExportedProgram, batches: Sequence[Sequence[Tensor]], limit: int = 1 << 30, see: See | None = None
+        self,
+        exported: ExportedProgram,
+        batches: Sequence[Sequence[Tensor]],
+        limit: int = 1 << 30,
+        see: See | None = None,
+        differ: Differ | None = None,
     ) -> None:
         self._module, self._see = exported.graph_module, see or (lambda node, value: None)
+        self._differ = differ or (lambda node, ours, theirs: None)
         self._nodes = list(exported.graph.nodes)
         self._place = {node: index for index, node in enumerate(self._nodes)}
         self._last = {source: node for node in self._nodes for source in node.all_input_nodes}
@@ -112,6 +120,8 @@ class Walk:
                 else:
                     here[node, side] = self._computed(node, partial(value, side=side))
             self._see(node, here[node, OURS])
+            if THEIRS in sides:
+                self._differ(node, here[node, OURS], here[node, THEIRS])
             if not self._is_last(node):  # a later stretch reads it
                 for side in sides:
                     self._spool.put((node, side), batch, here[node, side])

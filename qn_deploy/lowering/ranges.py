@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 from math import isfinite
+from operator import attrgetter
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import InputError
@@ -29,12 +31,22 @@ def union(one: Range, other: Range) -> Range:
 
 
 def with_ranges(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
-    """The program's graph as a module of its own, and the ranges of its values; torch renames nodes on the way there."""
+    """The program's graph as a module of its own, and the ranges of its values; torch renames nodes on the way there.
+
+    A constant that an operator moves to where a layer reads it was never computed, so calibration saw nothing of it: it has its own range.
+    """
     graph_module = program.exported.module(check_guards=False)
     calls = [node.name for node in program.exported.graph.nodes if node.op == "call_function"]
     values = [*graph_module.graph.find_nodes(op="placeholder"), *(node for node in graph_module.graph.nodes if node.op == "call_function")]
     known = {node: program.ranges[name] for name, node in zip((*program.inputs, *calls), values, strict=True) if name in program.ranges}
-    return graph_module, known
+    held = {node: attrgetter(str(node.target))(graph_module) for node in graph_module.graph.find_nodes(op="get_attr")}
+    floats = {node: value for node, value in held.items() if isinstance(value, Tensor) and value.is_floating_point() and value.numel()}
+    return graph_module, known | {node: _least_and_greatest(value) for node, value in floats.items()}
+
+
+def _least_and_greatest(values: Tensor) -> Range:
+    low, high = values.detach().aminmax()
+    return low.item(), high.item()
 
 
 class Ranges:

@@ -129,7 +129,9 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # numpy, zipfile and zlib raise many classes; every one of them means that the file can't be read
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "allow_pickle" in reason:  # numpy's advice is to take the risk
+            reason = "it holds Python objects, or is a file of another kind"
         raise InputError(f"{path} can't be read as an .npz of plain arrays: {reason}") from None
     if others := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
         raise InputError(f"{path} can't be read as an .npz of plain arrays: {others[0]} is no array")

@@ -36,8 +36,8 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
             the batch, from 1 to 64, where the model allows it; () fixes all sizes.
 
     Raises:
-        ExportError: torch.export can't capture the model, a parameter is not float32 on the CPU, or the model changes its inputs or
-            buffers.
+        ExportError: the model fails on these inputs, torch.export can't capture it, a parameter is not float32 on the CPU, or the model
+            changes its inputs or buffers.
     """
     # In the order of memory that runtimes take: torch.export keeps another one, as of an image that was permuted, in the graph.
     args, named = pytree.tree_map_only(Tensor, Tensor.contiguous, (tuple(args), dict(kwargs or {})))
@@ -46,13 +46,22 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     if strange := [value for value in inputs if value.device.type != "cpu"]:
         raise ExportError(f"an example input is on {strange[0].device}; a program is captured on the CPU: give tensors with values there")
     with _evaluating(model), torch.no_grad():
-        found = outputs_of(model(*args, **named))
+        found = outputs_of(_called(model, args, named))
         outputs = tuple(tensor.detach().clone() for tensor in found.tensors)
         captured, fixed = _exported(_Flat(model, found.kept), args, named, dynamic_shapes)
     exported = settled(captured, _doubled(captured, inputs), rename=lambda name: name.removeprefix("model."))
     outside = apart(found.names, exported.graph_signature.user_inputs)
     notes = (*found.notes, *([fixed] if fixed else []))
     return Program(exported, Golden(inputs, outputs), outside, classes=_classes(model, exported), notes=notes)
+
+
+def _called(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:  # of the model's own code
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        raise ExportError(f"{type(model).__name__} fails on the example inputs {shapes} with {type(error).__name__}: {reason}") from error
 
 
 class _Flat(nn.Module):

@@ -17,6 +17,9 @@ Batch = tuple[Tensor, ...]
 Range = tuple[float, float]
 """The least and greatest value that an int8 activation has to hold."""
 
+SQNR = "sqnr_db"
+"""Key of a stage's entry in the provenance: what each layer gave, to the float model, in dB by its weight's name."""
+
 
 @dataclass(frozen=True)
 class Golden:

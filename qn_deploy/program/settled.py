@@ -1,8 +1,10 @@
 """What an exported graph must look like before anything else works on it, and the passes that make it so.
 
 In this order:
-    1. operators work out of place; regions without gradients or autocast, dropout and assertions are gone (torch's own functionalisation)
-    2. products with constant matrices are linear layers, values that depend on constants alone are constants, BatchNorm is folded
+    1. operators work out of place; regions without gradients or autocast, dropout and assertions are gone (torch's own functionalisation);
+       an LSTM with a projection is its steps
+    2. products with constant matrices are linear layers, values that depend on constants alone are constants, BatchNorm is folded,
+       large parameters that no layer reads are looked up
     3. reshaping does not depend on how values lie in memory (`reshape`, not `view` or `_unsafe_view`)
     4. the graph takes and returns flat tuples of tensors: inputs that are no tensors, and outputs that are left out, are gone
 
@@ -24,7 +26,9 @@ from qn_deploy.errors import ExportError
 from qn_deploy.graph.batchnorm import fold_batchnorm
 from qn_deploy.graph.constants import fold_constants, put_constant
 from qn_deploy.graph.dynamic_shapes import dynamic_shapes
+from qn_deploy.graph.lookups import look_up
 from qn_deploy.graph.matrices import make_linear
+from qn_deploy.graph.recurrent import decompositions
 from qn_deploy.program.program import Batch
 
 _aten = torch.ops.aten
@@ -51,14 +55,16 @@ def settled(
         return rename(first.get(name, name))
 
     with torch.no_grad():
-        functional = exported.run_decompositions({})
+        functional = exported.run_decompositions(decompositions())
         _check_unchanged(functional, named)
         unlifted = functional.module(check_guards=False)
         assert isinstance(unlifted, GraphModule)
         graph_module = _renamed(unlifted, named)
+        learned = {name: parameter.numel() for name, parameter in graph_module.named_parameters()}
         make_linear(graph_module)
         fold_constants(graph_module)
         fold_batchnorm(graph_module)
+        look_up(graph_module, learned)
         for node in graph_module.graph.nodes:
             if node.target in (_aten.view.default, _aten._unsafe_view.default):
                 node.target = _aten.reshape.default

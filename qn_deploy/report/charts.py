@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qn_deploy.errors import ToolchainError
+
+if TYPE_CHECKING:
+    from qn_deploy.bench.measure import Times
 
 # What is drawn in these colours becomes a colour of the page.
 _TEXT, _LINE = "#010203", "#040506"
@@ -34,6 +37,15 @@ def stacked(rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
     axes.set_xlabel(unit)
     _legend(axes, len(parts))
     return _svg(figure, f"bars in {unit} for {len(rows)} rows")
+
+
+def times_chart(times: Sequence[Times]) -> str:
+    """A bar for each program and batch, its median time in ms, as an SVG file of its own."""
+    rows = {f"{each.name}, batch {each.batch}": {each.name.partition(", ")[2]: each.p50_ms} for each in times}
+    svg = stacked(rows, "ms, median").replace("<svg", '<svg style="background: white"', 1)
+    for name, colour in (("var(--text)", "#1f2937"), ("var(--line)", "#d1d5db")):  # no page is around it
+        svg = svg.replace(name, colour)
+    return svg
 
 
 def spans(rows: Mapping[str, tuple[float, float]], unit: str) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, log2, prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qn_deploy.exporting.golden import read_vectors
 from qn_deploy.exporting.manifest import GOLDEN, Manifest, read_manifest
 from qn_deploy.graph.lifted import constants
-from qn_deploy.program.program import Program, Range
+from qn_deploy.program.program import SQNR, Program, Range
 from qn_deploy.report.compressed import form_of
 from qn_deploy.verification.judge import Check
 from qn_deploy.verification.numerics import compare
@@ -55,6 +56,8 @@ class Facts:
         frontier: (KB of weights, predicted SQNR in dB) of a budget's best choices.
         chosen: the one that was taken.
         gap: share of the loss that a better choice could save at most.
+        losses: SQNR in dB of what each layer gave when it was compressed, to the float model, by its weight; in the graph's order.
+        tuned: whether the program learnt after that.
         hashes: sha256 of each file.
     """
 
@@ -70,6 +73,8 @@ class Facts:
     frontier: tuple[tuple[float, float], ...] = ()
     chosen: tuple[float, float] | None = None
     gap: float | None = None
+    losses: dict[str, float] = field(default_factory=dict)
+    tuned: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
 
 
@@ -108,7 +113,8 @@ def gather(folder: Path, program: Program | None, checks: tuple[Check, ...] | No
     if program is not None:  # the large float tensors have bars of their own
         left = {name: value.nbytes for name, value in constants(program.exported).values() if name not in found}
         layers |= {name: {"float": size} for name, size in left.items() if size > 0.01 * manifest.theoretical_bytes}
-    plan = next((entry for entry in (program.provenance if program else ()) if entry.get("stage") == "plan"), {})
+    stages = program.provenance if program else ()
+    plan = next((entry for entry in stages if entry.get("stage") == "plan"), {})
     return Facts(
         title=folder.resolve().name if folder.resolve().name != "build" else folder.resolve().parent.name,
         manifest=manifest,
@@ -122,8 +128,18 @@ def gather(folder: Path, program: Program | None, checks: tuple[Check, ...] | No
         frontier=tuple((size / 1024, decibels) for size, decibels in plan.get("frontier", ()) if decibels is not None),
         chosen=(plan["bytes"] / 1024, plan["sqnr_db"]) if plan.get("sqnr_db") is not None else None,
         gap=plan.get("gap"),
+        losses=layer_losses(stages),
+        tuned=any(entry.get("stage") == "tune" for entry in stages),
         hashes=hashes,
     )
+
+
+def layer_losses(stages: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The SQNR in dB of each layer that compression noted; of many the lowest, in their order."""
+    noted = next((found for entry in stages if isinstance(found := entry.get(SQNR), dict)), {})
+    numbers = {str(name): float(value) for name, value in noted.items() if isinstance(value, int | float)}
+    lowest = sorted(numbers, key=numbers.__getitem__)[:_ROWS]
+    return {name: value for name, value in numbers.items() if name in lowest}
 
 
 def parts_of(weight: CompressedWeight) -> dict[str, int]:

@@ -68,7 +68,7 @@ def _states(path: Path) -> list[State]:
                 f"{path} holds more than tensors, which could run code when it is opened. "
                 "Save the weights alone: torch.save(model.state_dict(), path)"
             ) from None
-        raise InputError(f"{path} is no checkpoint of torch.save and no safetensors file ({_line(error)})") from None
+        raise InputError(f"{path} is no checkpoint of torch.save and no safetensors file, or a damaged one") from error
     if isinstance(held, nn.Module):
         held = held.state_dict()
     return list(_inside(held))

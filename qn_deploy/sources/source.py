@@ -57,6 +57,9 @@ class Source:
                 f"--weights is for a model that your code makes, package.module:function; {self.model} holds its weights itself"
             )
         given = Path(self.model)
+        if not given.exists():
+            expected = "a source is a .pt2, a model.pt, or package.module:function"
+            raise InputError(f"cannot read {given}: No such file or directory; {expected}")
         program = load(given, described)
         if described is None and data is not None and given.suffix == ".pt2":  # which holds none that may be opened
             first = data.for_program(program)[0]

@@ -10,7 +10,7 @@ from qn_deploy.errors import InputError
 from qn_deploy.exporting.config import options_for
 from qn_deploy.exporting.describe import describe_inputs, describe_outputs, float_bytes, output_steps, theoretical_bytes
 from qn_deploy.exporting.export import versions, write_file
-from qn_deploy.exporting.exporter import Exporter
+from qn_deploy.exporting.exporter import Exporter, missing, registered
 from qn_deploy.exporting.golden import Vectors
 from qn_deploy.exporting.manifest import GOLDEN, Manifest
 from qn_deploy.lowering.integer import inexact_operators
@@ -28,7 +28,8 @@ def check_listed(folder: Path, manifest: Manifest, exporters: Mapping[str, Expor
     """
     for name, entry in manifest.files.items():
         if entry.exporter not in exporters:
-            raise InputError(f"{name} was written by the exporter {entry.exporter!r}, which is not installed here")
+            lacks = missing(registered()[entry.exporter]) if entry.exporter in registered() else "which is not installed here"
+            raise InputError(f"{name} was written by the exporter {entry.exporter!r}, {lacks}")
     for exporter in exporters.values():
         if exporter.filename not in manifest.files and (folder / exporter.filename).exists():
             raise InputError(f"{folder / exporter.filename} is not in the manifest, and would not be checked; remove it, or export again")

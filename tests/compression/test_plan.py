@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import log10
 
@@ -98,6 +99,20 @@ def test_a_drop_is_kept_and_the_program_is_small(net: tuple[Program, list[Batch]
     int8 = compress(program, Recipe((Rule(Int8()),)), batches)
     assert file_bytes(small) < file_bytes(int8)
     assert lost(small, program, held) == pytest.approx(1 - 10 ** (signal(program, held)(unlifted(small.exported)) / 10), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_drop_that_none_keeps_names_the_smallest_that_can_be_had(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    with pytest.raises(InputError, match=r"no compressed program loses at most 0 points; the smallest drop that was found is ") as caught:
+        plan(program, batches, max_drop=0.0, config=CONFIG)
+    found = re.search(r"found is ([\d.e-]+), in a file of ([\d,]+) bytes\. Give --max-drop \1 or more", str(caught.value))
+    assert found is not None
+    small = plan(program, batches, max_drop=float(found[1]), config=CONFIG)
+    assert small.weights and file_bytes(small) == int(found[2].replace(",", ""))
+    assert 0 < -signal(program, batches[3::4])(unlifted(small.exported)) <= float(found[1])
+    with pytest.raises(InputError, match="the metric gives nan for the float model; expected a number of points"):
+        plan(program, batches, max_drop=1.0, metric=lambda run: float("nan"), config=CONFIG)
 
 
 def test_a_metric_of_the_users_decides(net: tuple[Program, list[Batch]]) -> None:

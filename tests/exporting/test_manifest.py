@@ -209,7 +209,7 @@ def test_what_it_lists_are_regular_files_of_the_stated_sizes_in_the_folder_itsel
 
 def test_the_names_of_an_earlier_version_are_known_and_foreign_ones_not(tmp_path: Path) -> None:
     write(tmp_path, version=2)
-    assert listed_names(tmp_path) == {"manifest.json", "golden.safetensors", "model.onnx", "model.shell.onnx"}
+    assert listed_names(tmp_path) == {"manifest.json", "golden.safetensors", "report.html", "model.onnx", "model.shell.onnx"}
     write(tmp_path, files={"../x": ENTRY, "model.onnx": ENTRY})
     assert "../x" not in listed_names(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")

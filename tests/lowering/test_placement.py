@@ -256,3 +256,26 @@ def test_a_value_without_a_range_is_named_with_the_way_out(make_program: MakePro
     ranges = {name: bounds for name, bounds in program.ranges.items() if name != "relu"}
     with pytest.raises(InputError, match=r"^relu has no range for static int8 activations; calibrate the program again with qn_"):
         lower(replace(program, ranges=ranges), Form(Activations.STATIC))
+
+
+class Queries(nn.Module):
+    """Learned queries that a layer reads, one set for each input, as in detectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.layer, self.out = nn.Parameter(torch.randn(1, 3, 16) * 5), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = self.queries.expand(x.shape[0], -1, -1).flatten(0, 1)
+        scores: Tensor = self.out(self.layer(moved).unflatten(0, (-1, 3)) + x[:, None])
+        return scores
+
+
+def test_a_constant_that_is_moved_to_a_layer_has_its_own_range(make_program: MakeProgram, assert_exact: AssertExact) -> None:
+    model, inputs = Queries(), (torch.randn(8, 16),)
+    program = make_program(model, inputs, int8(model), dynamic_shapes=None)
+    lowered = lower(program, Form(Activations.STATIC))
+    layers = [node for node in lowered.exported.graph.nodes if node.target is aten.linear.default]
+    assert [is_quantized(layer.args[0]) for layer in layers] == [True, True]
+    assert compare(lowered.simulate(inputs)[0], model(*inputs)).sqnr_db > 35
+    assert_exact(program, inputs)

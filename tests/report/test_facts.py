@@ -8,7 +8,7 @@ import torch
 
 from qn_deploy.errors import InputError
 from qn_deploy.recipe.methods import Int4
-from qn_deploy.report.facts import gather, largest, parts_of, use_of
+from qn_deploy.report.facts import gather, largest, layer_losses, parts_of, use_of
 from qn_deploy.weights.compressed import IntWeight, PQWeight
 
 
@@ -51,3 +51,12 @@ def test_the_kinds_are_all_constants(model: Any, build: Any, tmp_path: Path) -> 
     assert all(-20 < value < 80 for outputs in facts.outputs.values() for value in outputs.values())
     with pytest.raises(InputError, match=r"holds no manifest\.json"):
         gather(tmp_path, None, None)
+
+
+def test_the_loss_of_layers_is_what_compression_noted() -> None:
+    noted = {f"layer{index}": float(index % 50) for index in range(60)}
+    found = layer_losses([{"stage": "plan"}, {"stage": "compress", "sqnr_db": noted}])
+    assert len(found) == 40 and list(found) == [name for name in noted if name in found]
+    assert max(found.values()) <= min(value for name, value in noted.items() if name not in found)
+    for forged in ([], [{"sqnr_db": [1]}], [{"sqnr_db": {"layer": "high"}}]):
+        assert layer_losses(forged) == {}

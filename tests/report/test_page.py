@@ -23,26 +23,35 @@ LARGEST = 1 << 20  # bytes of a page
 def facts(model: Any, build: Any) -> Facts:
     checks = (Check(1, "model.onnx: <weights>", "1 of 1", "exact", True), Check(5, "loss", "SQNR 7 dB", "reported", None))
     found = gather(build.folder, model.program, checks)
-    return replace(found, frontier=((1.0, 10.0), (2.0, 20.0)), chosen=(2.0, 20.0), gap=0.01)
+    return replace(
+        found, frontier=((1.0, 10.0), (2.0, 20.0)), chosen=(2.0, 20.0), gap=0.01, losses={"stem.weight": 31.5, "head.weight": 12.0}
+    )
 
 
 def test_a_page_holds_all_and_loads_nothing(facts: Facts) -> None:
     text = page(facts)
     assert len(text.encode()) < LARGEST
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(charts) == 4
+    assert len(charts) == 5
     for chart in charts:
         ElementTree.fromstring(chart)
         assert "var(--text)" in chart and "#010203" not in chart
     assert not re.search(r"""(src|href)=["'](?!data:|#)|@import|url\((?!#)|<script""", text)
-    for said in (*facts.manifest.weights, *facts.hashes.values(), *facts.manifest.versions, "model.onnx: &lt;weights&gt;", "at most 1.0 %"):
+    for said in (
+        *facts.manifest.weights,
+        *facts.hashes.values(),
+        *facts.manifest.versions,
+        "model.onnx: &lt;weights&gt;",
+        "at most 1.0 %",
+        "Loss by layer",
+    ):
         assert said in text
     assert text == page(facts)
 
 
 def test_without_the_model_and_the_ladder_it_says_so(build: Any) -> None:
     text = page(gather(build.folder, None, None))
-    assert "Not run." in text and "Ranges of activations" not in text and "Frontier" not in text
+    assert "Not run." in text and "Ranges of activations" not in text and "Frontier" not in text and "Loss by layer" not in text
 
 
 def test_a_failed_check_is_seen(facts: Facts) -> None:

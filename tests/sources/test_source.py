@@ -56,3 +56,11 @@ def test_what_comes_from_training_is_compressed_on_the_way_to_export(net: str) -
     assert "was compressed on the way, by the recipe auto, with error feedback" in note and note in small.notes
     again, note = ready("model.pt", small, None)
     assert again is small and note == ""
+
+
+@pytest.mark.slow
+def test_a_librarys_own_function_is_a_source() -> None:
+    """As README.md tells: no Python of the user's for a network of timm."""
+    pytest.importorskip("timm")
+    program = Source("timm.models.efficientnet:test_efficientnet", None, ("x=float32[2,3,32,32]",)).open()
+    assert program.inputs == ("x",) and program.golden.outputs[0].shape == (2, 1000)

@@ -1,0 +1,39 @@
+"""What each layer of a compressed program gives, beside the float model's: where along the network the loss grows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from math import isfinite, log10
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from qn_deploy.compression.targets import Target
+
+
+class Losses:
+    """Sees both values of layers while they pass by.
+
+    Args:
+        found: weights, each of which stands for the layer that reads it first.
+    """
+
+    def __init__(self, found: Iterable[Target]) -> None:
+        self._names = {target.weight.readers[0]: target.name for target in found}
+        self._noise: defaultdict[str, float] = defaultdict(float)
+        self._power: defaultdict[str, float] = defaultdict(float)
+
+    def see(self, node: Node, ours: Any, theirs: Any) -> None:
+        """Takes the compressed model's and the float model's value of one batch in."""
+        name = self._names.get(node)
+        if name is None or not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+            return
+        self._noise[name] += float((ours - theirs).double().square().sum())
+        self._power[name] += float(theirs.double().square().sum())
+
+    def found(self) -> dict[str, float]:
+        """SQNR in dB by the weight's name; none for a layer that lost nothing, or gives no finite numbers."""
+        pairs = ((name, self._power[name], self._noise[name]) for name in self._names.values())
+        return {name: round(10 * log10(power / noise), 1) for name, power, noise in pairs if power and noise and isfinite(power / noise)}
