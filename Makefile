@@ -19,7 +19,7 @@ test-slow: .venv/test
 
 test-all: test test-slow
 
-# Attacks by the thousand, hostile files, kills and full disks, at the length that SECURITY.md speaks of: hours. FAULTS= is the short form.
+# Attacks by the thousand, hostile files, kills and full disks, at the length that SECURITY.md speaks of: an hour or two. FAULTS= is the short form.
 FAULTS ?= full
 faults: .venv/test
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest -m faults tests/faults

@@ -64,7 +64,7 @@ def test_packed_tables_in_cpp(clang: tuple[str, ...], tmp_path: Path, capsys: py
     assert find_compiler()
     source = str(TESTS / "kernels/fuzz_tables.cpp")
     subprocess.run([*clang, *FLAGS, *SANITIZED, *map(str, SOURCES), source, "-o", tmp_path / "fuzz"], check=True)
-    fuzzed([tmp_path / "fuzz", "-max_len=1024"], count(100_000, 1_000), tmp_path, capsys, "packed tables of the kernels in C++")
+    fuzzed([tmp_path / "fuzz", "-max_len=1024"], count(20_000, 500), tmp_path, capsys, "packed tables of the kernels in C++")
 
 
 @pytest.fixture

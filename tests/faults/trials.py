@@ -40,7 +40,7 @@ def runtime() -> Iterator[None]:
 
 
 def count(full: int, short: int) -> int:
-    """How many cases: FAULTS=full asks for as many as the bars, which takes hours; FAULTS=2000 for at most so many; else a short run."""
+    """How many cases: FAULTS=full asks for as many as the bars, an hour or two; FAULTS=2000 for at most so many; else a short run."""
     asked = os.environ.get("FAULTS", "")
     return full if asked == "full" else min(full, int(asked)) if asked else short
 
