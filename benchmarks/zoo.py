@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,6 +116,7 @@ def travel_apart(name: str, timeout_s: float, seed: int) -> Outcome:
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(MODELS)), help="This network; may be repeated.")
 @click.option("--smallest", is_flag=True, help="Ten that are quick.")
+@click.option("--jobs", default=1, show_default=True, help="Networks at once; each takes one core.")
 @click.option("--timeout", default=900.0, show_default=True, help="Seconds for each network.")
 @click.option("--travel", "alone", hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
@@ -123,6 +125,7 @@ def travel_apart(name: str, timeout_s: float, seed: int) -> Outcome:
 def main(
     only: tuple[str, ...],
     smallest: bool,
+    jobs: int,
     timeout: float,
     alone: str | None,
     folder: Path | None,
@@ -138,9 +141,10 @@ def main(
         sys.exit(skip(TITLE, f"{', '.join(missing)} not installed; pip install {' '.join(missing)}", json_file))
     names = only or (SMALLEST if smallest else tuple(MODELS))
     outcomes = []
-    for name in names:
-        outcomes.append(travel_apart(name, timeout, seed))
-        click.echo(f"  {name}: {outcomes[-1].verdict} ({outcomes[-1].seconds:.0f} s) {outcomes[-1].reason}", err=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        for outcome in pool.map(lambda name: travel_apart(name, timeout, seed), names):
+            outcomes.append(outcome)
+            click.echo(f"  {outcome.name}: {outcome.verdict} ({outcome.seconds:.0f} s) {outcome.reason}", err=True)
     show(outcomes)
     passed = [outcome for outcome in outcomes if outcome.verdict == PASSED]
     rows = [

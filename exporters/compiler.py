@@ -69,8 +69,8 @@ def run_compiler(command: Sequence[str]) -> str:
     if done.returncode:
         if re.search(r"-lz\b|library '?z\b", done.stderr):
             raise ToolchainError("the linker does not find zlib (-lz); install it (Debian, Ubuntu: apt-get install zlib1g)")
-        last = "\n".join(done.stderr.strip().splitlines()[-15:])
-        raise ToolchainError(f"compiling failed ({shlex.join(command)}):\n{last}")
+        last = " | ".join(done.stderr.strip().splitlines()[-15:])
+        raise ToolchainError(f"compiling failed ({shlex.join(command)}): {last}")
     return done.stdout
 
 

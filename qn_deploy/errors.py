@@ -4,9 +4,20 @@ Every message says what was found, what was expected and what to do, and names t
 message alone and exits with 2; a traceback is only ever a bug of ours.
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class QnDeployError(Exception):
-    """Base of all errors that are about the user's input or machine, not about our code."""
+    """Base of all errors that are about the user's input or machine, not about our code.
+
+    A message is one line, whatever the names from a file in it hold: control characters, which a terminal may obey, are written as Python
+    writes them in a literal.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_CONTROL.sub(lambda found: repr(found[0])[1:-1], message))
 
 
 class InputError(QnDeployError):

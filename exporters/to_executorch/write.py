@@ -24,7 +24,7 @@ from .options import ExecutorchOptions
 from .pte import named_data, to_tables
 from .read import SINGLE_VALUES
 from .refusal import refusal
-from .shapes import simplify_reshapes, slice_splits
+from .shapes import core_operators, simplify_reshapes
 from .stock import pack
 
 STOCK_FORM = "model.stock.qnz"  # the companion's name
@@ -187,7 +187,7 @@ def lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, byte
             # For each convolution that it traces torch asks which of its own kernels would be fastest. Those of oneDNN and NNPACK depend
             # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-                core = slice_splits(exported, partitioner.ops_to_not_decompose(exported)[0])
+                core = core_operators(exported, partitioner.ops_to_not_decompose(exported)[0])
                 edge = to_edge_transform_and_lower(core, partitioner=[partitioner], transform_passes=passes)
                 program = edge.exported_program()
                 if graph_form:

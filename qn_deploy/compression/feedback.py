@@ -260,7 +260,7 @@ def _nearest(points: Tensor, keys: Tensor) -> Tensor:
 def _ridge(diagonal: Tensor, damping: float) -> Tensor:
     """What is added to the diagonals [groups, n]."""
     mean = diagonal.mean(1, keepdim=True)
-    return damping * torch.where(mean > 0, mean, 1.0)  # inputs that are always zero say nothing, so that all weights count alike
+    return damping * torch.where(mean > _TINY, mean, 1.0)  # inputs next to zero say nothing: all weights count alike
 
 
 def _factor(gram: Tensor) -> Tensor:

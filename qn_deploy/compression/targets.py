@@ -48,6 +48,9 @@ def targets(program: Program, recipe: Recipe) -> tuple[list[Target], dict[str, s
         method = recipe.method_for(site_of(weight, program.classes))
         if isinstance(method, Float):
             continue
+        if not weight.value.numel():
+            left[weight.name] = f"float: its shape {list(weight.value.shape)} holds no values"
+            continue
         if weight.others:
             left[weight.name] = f"float: {operator_name(weight.others[0])} reads it too, which knows no compressed weights"
             continue

@@ -84,9 +84,17 @@ class Lowered:
     form: Form
 
     def simulate(self, inputs: Batch) -> Batch:
-        """Runs the simulated program in torch."""
-        with torch.no_grad():
-            outputs = self.exported.module()(*inputs)
+        """Runs the simulated program in torch.
+
+        Raises:
+            ExportError: torch can't run it on these inputs: a token outside an embedding, a size that a guard excludes.
+        """
+        try:
+            with torch.no_grad():
+                outputs = self.exported.module()(*inputs)
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ExportError(f"torch can't run the program on these inputs ({reason}); give inputs that the model knows") from error
         return tuple(torch.utils._pytree.tree_leaves(outputs))
 
 

@@ -43,6 +43,8 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     args, named = pytree.tree_map_only(Tensor, Tensor.contiguous, (tuple(args), dict(kwargs or {})))
     _check_parameters(model)
     inputs = tuple(leaf.detach().clone() for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor))
+    if strange := [value for value in inputs if value.device.type != "cpu"]:
+        raise ExportError(f"an example input is on {strange[0].device}; a program is captured on the CPU: give tensors with values there")
     with _evaluating(model), torch.no_grad():
         found = outputs_of(_called(model, args, named))
         outputs = tuple(tensor.detach().clone() for tensor in found.tensors)

@@ -20,6 +20,7 @@ MAX_JSON = 64 << 20  # bytes; what Python makes of it takes ten times as much
 DAMAGED = "is damaged or cut short; copy it again or save the model again"
 _DIRECTORY_ENTRY = b"PK\1\2"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
+_FOLDER = 0x10  # of the attributes; torch gives such a member memory, and leaves what is in it
 _FLAGS = zipfile._MASK_UTF_FILENAME | zipfile._MASK_USE_DATA_DESCRIPTOR  # type: ignore[attr-defined]  # neither encrypted nor patched
 
 Members = dict[str, memoryview]
@@ -80,6 +81,8 @@ def _member(data: bytes, entry: zipfile.ZipInfo) -> memoryview:
     name = entry.filename
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & ~_FLAGS:
         raise InputError(f"holds {name[:100]!r} compressed or encrypted; a model holds neither. Save the model again")
+    if entry.external_attr & _FOLDER:
+        raise InputError(f"holds {name[:100]!r} marked as a folder: the file {DAMAGED}")
     start = entry.header_offset
     if start < 0 or start + _LOCAL_HEADER.size > len(data):
         raise InputError(DAMAGED)

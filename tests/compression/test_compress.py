@@ -300,3 +300,19 @@ def test_what_was_done_is_in_the_provenance() -> None:
     result = compress(a_program(), RECIPE, config=CompressConfig(seed=7, rounds=2))
     [stage] = result.provenance
     assert stage["stage"] == "compress" and CompressConfig(**json.loads(json.dumps(stage["config"]))) == CompressConfig(seed=7, rounds=2)
+
+
+@pytest.mark.parametrize("method", [Table(4, 4), Int8()])
+def test_a_weight_without_values_is_left(method: Table | Int8) -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Linear(8, 0), nn.Linear(0, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.out(self.into(x))
+            return result
+
+    small = compress(capture(Narrow(), (torch.randn(2, 8),)), Recipe((Rule(method),)))
+    assert small.weights == {}
+    assert small.left == {"into.weight": "float: its shape [0, 8] holds no values", "out.weight": "float: its shape [4, 0] holds no values"}

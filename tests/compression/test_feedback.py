@@ -154,8 +154,9 @@ def test_a_layer_makes_up_for_what_happened_to_its_inputs() -> None:
     assert 0.3 * gap(0.0) < gap(0.5) < 0.7 * gap(0.0)
 
 
-def test_inputs_that_are_always_zero_say_nothing() -> None:
-    weight, never = random(8, 6), seen(torch.zeros(1, 1, 6), config=Feedback())
+@pytest.mark.parametrize("size", [0.0, 1e-21])  # products of the second are next to the least number that a float32 holds
+def test_inputs_that_are_next_to_zero_say_nothing(size: float) -> None:
+    weight, never = random(8, 6), seen(size * random(1, 3, 6), size * random(1, 3, 6, seed=1), config=Feedback())
     found = integers_with_feedback(weight, Int8(), never)
     assert torch.equal(found.values, IntWeight.from_float(weight).values)
 

@@ -6,8 +6,10 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,40 @@ def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert os.listdir(folder.parent) == ["build"]
     with capsys.disabled():
         print(f"\nfull disk while a build is replaced: {found.total()} trials, {dict(found)}, none broken")
+    assert len(found) == 2
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB, on which an old build and a new one have room, but for what a filler takes. Only root can mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_a_full_file_system(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw, found, now = random.Random(17), Counter[str](), 1
+    folder = disk / "build"
+    save(folder, 1)
+    (folder / "mine").write_bytes(b"precious")
+    for _ in range(count(100, 100)):
+        new = now % 250 + 1
+        filler = disk / "filler"
+        filler.write_bytes(bytes(draw.randrange(500_000, 780_000)))
+        try:
+            save(folder, new)
+            now, word = new, "new"
+        except InputError:
+            word = "refused, old"
+        found[word] += 1
+        assert version_of(folder, {now}) == now
+        assert sorted(os.listdir(disk)) == ["build", "filler"]
+        filler.unlink()
+    with capsys.disabled():
+        print(f"\nfull file system while a build is replaced: {found.total()} trials, {dict(found)}, none broken")
     assert len(found) == 2
 
 

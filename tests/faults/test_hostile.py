@@ -11,16 +11,26 @@ import json
 import os
 import pickle
 import shutil
+import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from qn_deploy.cli.supervisor import execute
+from qn_deploy.errors import InputError
+from qn_deploy.exporters.to_onnx.names import DECODED
+from qn_deploy.exporting.folder import replacing
 from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, sealed
+from qn_deploy.verification import ladder
+from tests.faults.test_verify import run_watched
+from tests.program.archives import forge
+from tests.verification.folders import Folder, set_constant
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 Change = Callable[[dict[str, Any]], Any]
@@ -249,5 +259,224 @@ def test_unpack_never_writes_over_its_input(build: Any, tmp_path: Path, capsys: 
     assert path.read_bytes() == (build.folder / path.name).read_bytes()
 
 
-def test_there_are_enough_of_them() -> None:
-    assert len(MODELS) + len(KINDS) * 2 + len(FORGED) >= 60
+# Each is one that torch has: a file that is made, code that is run, a kernel that believes its indices.
+OPERATORS = (
+    "torch.ops.aten.from_file.default",
+    "torch.ops.aten.max_pool2d_with_indices_backward.default",
+    "torch.ops.aten.adaptive_max_pool2d_backward.default",
+    "torch.ops.aten.segment_reduce.default",
+    "torch.ops.aten.set_.source_Storage",
+    "torch.ops.aten.as_strided_.default",
+    "torch.ops.aten.resize_.default",
+    "torch.ops.aten.put_.default",
+    "torch.ops.aten._unsafe_index_put.default",
+    "torch.ops.prim.Print.default",
+    "torch.ops.profiler._record_function_enter.default",
+    "torch.ops.qn_deploy::evil",
+    "torch.load",
+    "torch.hub.load",
+    "torch._C._load_library",
+    "os.system",
+    "builtins.exec",
+    "_operator.methodcaller",
+)
+
+
+@pytest.mark.parametrize("target", OPERATORS)
+@pytest.mark.parametrize("command", ["inspect", "export"])
+def test_operators(model: Any, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str], target: str, command: str) -> None:
+    def edit(_: dict[str, Any], members: dict[str, bytes]) -> None:
+        graph = json.loads(members["graph.json"])
+        node = graph["graph_module"]["graph"]["nodes"][0]
+        arguments = ({"as_string": str(marker)}, {"as_bool": True}, {"as_int": 1 << 20})
+        node.update(target=target, inputs=[{"name": name, "arg": arg, "kind": 1} for name, arg in zip("abc", arguments, strict=True)])
+        members["graph.json"] = json.dumps(graph).encode()
+
+    path = tmp_path / "model.pt"
+    path.write_bytes(forge(model.path.read_bytes(), edit))
+    out = ["--out", tmp_path / "build"] if command == "export" else []
+    assert "is refused; expected a forward operator" in refused(capsys, command, path, *out)
+    assert not (tmp_path / "build").exists()
+
+
+def node_of(graph: onnx.GraphProto, operator: str) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.op_type == operator)
+
+
+def decoded(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that decode a table, the last first."""
+    return [node for node in graph.node if node.output[0].endswith(DECODED)]
+
+
+def external(location: str | None, **entries: str) -> Callable[[onnx.GraphProto], object]:
+    """An initializer whose bytes are elsewhere."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        tensor = next(entry for entry in graph.initializer if len(entry.raw_data) > 16)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in {**({} if location is None else {"location": location}), **entries}.items():
+            tensor.external_data.add(key=key, value=value)
+
+    return change
+
+
+def codes(value: int) -> Callable[[onnx.GraphProto], object]:
+    return lambda graph: set_constant(
+        graph, next(each.name for each in graph.initializer if each.name.endswith("/codes")), lambda array: array.fill(value)
+    )
+
+
+def long_chain(graph: onnx.GraphProto) -> None:
+    """A table behind ten thousand steps."""
+    last = decoded(graph)[0]
+    name = last.input[0]
+    for step in range(10_000):
+        graph.node.insert(0, onnx.helper.make_node("Flatten", [name], [f"step{step}"], axis=1))
+        name = f"step{step}"
+    last.input[0] = name
+
+
+GRAPHS: dict[str, Callable[[onnx.GraphProto], object]] = {
+    "external data without a place": external(None),
+    "external data without an offset": external("model.bin"),
+    "external data of another folder": external("../outside/marker", offset="0", length="16"),
+    "external data of an absolute path": external("/etc/passwd", offset="0", length="16"),
+    "external data of a negative offset": external("model.onnx", offset="-1", length="16"),
+    "external data of a huge length": external("model.onnx", offset="0", length=str(1 << 60)),
+    "a decoding that reads itself": lambda graph: decoded(graph)[0].input.__setitem__(0, decoded(graph)[0].output[0]),
+    "two decodings that read each other": lambda graph: [
+        decoded(graph)[0].input.__setitem__(0, decoded(graph)[1].output[0]),
+        decoded(graph)[1].input.__setitem__(0, decoded(graph)[0].output[0]),
+    ],
+    "a decoding without end": long_chain,
+    "a decoding of an operator that decodes nothing": lambda graph: setattr(decoded(graph)[0], "op_type", "Softmax"),
+    "a decoding without inputs": lambda graph: decoded(graph)[0].ClearField("input"),
+    "codes without a centroid": codes(15),
+    "a type that nobody has": lambda graph: setattr(node_of(graph, "Cast").attribute[0], "i", 999),
+    "an initializer of a shape that is not its own": lambda graph: graph.initializer[0].dims.append(1 << 40),
+    "names with a NUL byte": lambda graph: [setattr(entry, "name", entry.name + "\0") for entry in graph.initializer],
+    "no nodes": lambda graph: graph.ClearField("node"),
+    "no outputs": lambda graph: graph.ClearField("output"),
+}
+
+
+def reshaped(tensors: dict[str, Any]) -> None:
+    tensors["input/0"] = tensors["input/0"].reshape(4, 64)
+
+
+def as_bfloat16(tensors: dict[str, Any]) -> None:
+    tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+
+BUILDS: dict[str, Callable[[Folder], object]] = {
+    **{what: lambda folder, change=change: folder.graph(change) for what, change in GRAPHS.items()},  # type: ignore[misc]
+    "garbage for ONNX": lambda folder: folder.write("model.onnx", b"\x08\x07garbage" * 50),
+    "an empty ONNX file": lambda folder: folder.write("model.onnx", b""),
+    "garbage for ExecuTorch": lambda folder: folder.write("model.pte", b"\0\0\0\0ET12" + b"garbage" * 50),
+    "an empty program": lambda folder: folder.write("model.pte", b""),
+    "garbage in the stock form": lambda folder: folder.companion("model.pte", "model.stock.qnz", b"garbage" * 50),
+    "garbage for vectors": lambda folder: folder.write(GOLDEN, b"garbage" * 50),
+    "a pickle for vectors": lambda folder: folder.write(GOLDEN, pickle.dumps(Evil(folder.path.parent / "outside/marker"))),
+    "vectors of another shape": lambda folder: folder.golden(reshaped),
+    "vectors of bf16": lambda folder: folder.golden(as_bfloat16),
+    "vectors of NaN": lambda folder: folder.golden(lambda tensors: [tensor.fill_(float("nan")) for tensor in tensors.values()]),
+    "no vectors": lambda folder: folder.golden(lambda tensors: tensors.clear()),
+    "a companion twice": lambda folder: folder.manifest(
+        lambda data: data["files"]["model.onnx"]["companions"].update(data["files"]["model.pte"]["companions"])
+    ),
+    "an output whose name holds NUL": lambda folder: folder.manifest(lambda data: data["outputs"][0].update(name="a\0b")),
+}
+
+
+@pytest.mark.parametrize("what", BUILDS)
+def test_consistent_forgeries(
+    build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Every hash is right: refused in a line, or a line of the report that failed, and a second process crashes in no other way."""
+    monkeypatch.setattr(ladder, "run_isolated", run_watched)
+    folder = Folder(Path(shutil.copytree(build.folder, tmp_path / "build")))
+    BUILDS[what](folder)
+    before = sorted(tmp_path.rglob("*"))
+    refused(capsys, "verify", folder.path, codes=(1, 2))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def shared(model: Any, build: Any) -> Iterator[Path]:
+    """A folder that every user reads, with what root owns and nobody else may write or read."""
+    with tempfile.TemporaryDirectory(prefix="qn-faults-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copy(model.path, folder / "model.pt")
+        shutil.copy(model.path, folder / "secret.pt")
+        shutil.copytree(build.folder, folder / "build")
+        shutil.copytree(build.folder, folder / "locked")
+        (folder / "own").mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder / "own", NOBODY, NOBODY)
+        (folder / "own/.build.qn-deploy-new").mkdir()  # of root, where nobody's export would write
+        for path, mode in ((folder / "secret.pt", 0), (folder / "build/model.onnx", 0), (folder / "locked", 0o700)):
+            path.chmod(mode)
+        yield folder
+
+
+NOBODY, REPLACE = 65534, "replace"
+UNPRIVILEGED: dict[str, tuple[tuple[str, ...], str]] = {
+    "a model that it may not read": (("inspect", "secret.pt"), "is not readable"),
+    "a file of a build that it may not read": (("verify", "build"), "Permission denied"),
+    "a build that it may not enter": (("verify", "locked"), ""),
+    "a folder that it may not write": (("unpack", "build/model.stock.qnz", "--out", "new.pte"), "Permission denied"),
+    "a place that is another user's": ((REPLACE, "own/build"), "of another user"),
+    "a build that is another user's": ((REPLACE, "build"), "Permission denied"),
+    "a device of root": (("inspect", "/dev/mem"), ""),
+    "a file of root": (("inspect", "/etc/shadow"), "is not readable"),
+}
+
+
+def replaced(folder: Path) -> int:
+    """As export ends where it can't put its build: its runtimes need more files of this Python than another user may read."""
+    try:
+        with replacing(folder, lambda place: set()) as write:
+            write({"model.onnx": b""})
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@pytest.mark.parametrize("what", UNPRIVILEGED)
+def test_an_unprivileged_user(shared: Path, what: str) -> None:
+    words, expected = UNPRIVILEGED[what]
+    before = sorted(shared.rglob("*"))
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        sys.stderr = os.fdopen(writer, "w")
+        os.chdir(shared)
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        code = replaced(Path(words[1])) if words[0] == REPLACE else execute(words)
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        told = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2, told
+    assert "Error: " in told and expected in told and "Traceback" not in told and "a bug of qn-deploy" not in told, told
+    assert sorted(shared.rglob("*")) == before
+
+
+def test_there_are_enough_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {
+        "models": len(MODELS),
+        "operators": len(OPERATORS),
+        "special files": len(KINDS),
+        "manifests": len(FORGED),
+        "builds": len(BUILDS),
+        "as another user": len(UNPRIVILEGED),
+    }
+    with capsys.disabled():
+        print(f"\nhostile fixtures: {sum(kinds.values())}, {kinds}")
+    assert sum(kinds.values()) >= 130

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from qn_deploy.errors import InputError
+from qn_deploy.errors import ExportError, InputError
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.lowering.lower import Activations, Form, Lowered, choose_activations, lower
@@ -275,3 +275,11 @@ def test_dynamic_convolutions_are_refused(programs: Programs) -> None:
 def test_static_without_calibration_data_is_refused(programs: Programs) -> None:
     with pytest.raises(InputError, match=r"static int8 activations need calibration data: give --calibrate"):
         choose_activations(programs("words"), Activations.STATIC)
+
+
+def test_inputs_that_the_program_can_not_run_on_are_told(programs: Callable[[str], Program]) -> None:
+    lowered = lower(programs("words"), Form(Activations.DYNAMIC))
+    with pytest.raises(
+        ExportError, match=r"torch can't run the program on these inputs \(index out of range.*\); give inputs that the model"
+    ):
+        lowered.simulate((torch.full((2, 10), 1_000),))

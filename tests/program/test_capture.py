@@ -339,6 +339,11 @@ def test_a_model_that_is_not_ready_is_told_what_to_do(change: Callable[[nn.Modul
     assert "\n" not in str(caught.value)
 
 
+def test_an_input_without_values_is_refused() -> None:
+    with pytest.raises(ExportError, match="an example input is on meta; a program is captured on the CPU"):
+        capture(nn.Linear(8, 4), (torch.randn(2, 8, device="meta"),))
+
+
 def test_a_length_that_a_recurrent_layer_fixes_is_named() -> None:
     shapes = ({0: torch.export.Dim("batch", max=8), 1: torch.export.Dim("length", max=16)},)
     with pytest.raises(ExportError, match=r"fixes at the example's size, length = 3; .*GRU.* takes sequences of the example's length only"):

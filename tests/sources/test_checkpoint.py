@@ -70,6 +70,16 @@ def deflated(path: Path) -> None:
             archive.writestr(name, data)
 
 
+def folder(path: Path) -> None:
+    """One bit of the directory makes a member a folder, whose tensor torch.load leaves as its memory happens to be."""
+    torch.save(trained(), path)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02", data.rindex(b"data/0") - 60)
+    assert bytes(data[entry + 46 :]).startswith(b"weights/data/0")
+    data[entry + 38] |= 0x10
+    path.write_bytes(data)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.mkdir, ("run_by_a_checkpoint",)
@@ -91,6 +101,11 @@ class Evil:
         (lambda path: torch.save({**trained(), "first.bias": torch.zeros(5)}, path), r"first.bias has shape \[5\]; Net has \[4\]"),
         (damaged, "doesn't match the directory of the zip: the file is damaged"),
         (deflated, "compressed or encrypted"),
+        (folder, "marked as a folder: the file is damaged"),
+        (
+            lambda path: torch.save({**trained(), "a\nb\x1b[2J": torch.zeros(1)}, path),
+            r"does not fit Net: the module has no a\\nb\\x1b\[2J",
+        ),
         (
             one_strange(torch.empty(4, 4, device="meta")),
             "first.weight is a meta tensor, a shape without values; Net has a dense float32 tensor",
@@ -100,7 +115,7 @@ class Evil:
     ],
     ids=[
         *("code", "no tensors", "text", "damaged", "missing", "lacking", "strange", "shape"),
-        *("one bit of a value", "deflated", "meta", "sparse", "complex"),
+        *("one bit of a value", "deflated", "folder", "control characters", "meta", "sparse", "complex"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(

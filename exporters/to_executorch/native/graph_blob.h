@@ -24,7 +24,7 @@ class GraphBlob {
   static std::optional<GraphBlob> parse(const uint8_t* data, size_t size) {
     if (!has_magic(data, size) || size < kHeaderBytes || read_u32(data + 16) != 1) return std::nullopt;
     const uint32_t graph_bytes = read_u32(data + 20);
-    if (graph_bytes == 0 || graph_bytes > kLimit) return std::nullopt;
+    if (graph_bytes == 0 || graph_bytes > kLimit || graph_bytes / kMost > size - kHeaderBytes) return std::nullopt;
     return GraphBlob(data + kHeaderBytes, size - kHeaderBytes, graph_bytes);
   }
 
@@ -39,6 +39,7 @@ class GraphBlob {
 
  private:
   static constexpr size_t kHeaderBytes = 24;
+  static constexpr uint32_t kMost = 1032;  // bytes that one byte of a zlib stream stands for
   static constexpr uint32_t kLimit = uint32_t{1} << 30;
 
   GraphBlob(const uint8_t* stream, size_t size, uint32_t graph_bytes) : stream_(stream), size_(size), graph_bytes_(graph_bytes) {}

@@ -22,6 +22,7 @@ final class StockForm {
     private static final String MAGIC = "\u0089QNSTOCKw!\u0086\u0001\u00e0\t\u00cf\u000b";
     private static final int HEADER = 64;
     private static final int PIECE = 16;
+    private static final int MOST = 1032; // bytes that one byte of a zlib stream stands for
 
     private StockForm() {}
 
@@ -89,6 +90,7 @@ final class StockForm {
     }
 
     private static byte[] inflate(byte[] stream, int size) throws IOException {
+        check(size / MOST <= stream.length, "a stream is too short for its piece's size"); // before memory is taken for it
         Inflater inflater = new Inflater();
         try (DataInputStream in = new DataInputStream(new InflaterInputStream(new ByteArrayInputStream(stream), inflater, stream.length))) {
             byte[] data = new byte[size];
