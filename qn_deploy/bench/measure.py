@@ -87,10 +87,11 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int =
 
 
 def _in_turn(calls: Sequence[Call], inputs: Batch, rounds: int) -> list[list[float]]:
-    """The times of each program in ms, a round of all after the other."""
+    """The times of each program in ms, a round of all after the other; each second one backwards, so that none always follows the same."""
     taken: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, kept in zip(calls, taken, strict=True):
+    for index in range(rounds):
+        in_order = list(zip(calls, taken, strict=True))
+        for call, kept in reversed(in_order) if index % 2 else in_order:
             start = time.perf_counter()
             call(inputs)
             kept.append(1e3 * (time.perf_counter() - start))
