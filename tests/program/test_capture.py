@@ -351,9 +351,17 @@ def test_a_length_that_a_recurrent_layer_fixes_is_named() -> None:
 
 
 def test_what_torch_export_cannot_take_is_said_in_one_line() -> None:
-    with pytest.raises(ExportError, match=r"torch\.export can't capture Returns: ") as caught:
-        capture(Returns(lambda y: y if y.sum() > 0 else -y), INPUT)
+    with pytest.raises(ExportError, match=r"torch\.export can't capture Returns: .*Try torch\.export\.export") as caught:
+        capture(Returns(lambda y: torch.from_numpy(y.detach().numpy())), INPUT)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("work", [lambda y: y if y.sum() > 0 else -y, lambda y: y[: int((y > 0).sum())].sum() + (y[y > 0][:3] * 2)[:2]])
+def test_what_depends_on_values_is_said_with_the_way_out(work: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(
+        ExportError, match="Returns: what it runs depends on the values of its tensors: .* capture that, and compute the rest"
+    ):
+        capture(Returns(work), INPUT)
 
 
 def test_an_image_in_another_order_of_memory_is_taken_in_the_order_of_runtimes() -> None:
