@@ -183,9 +183,9 @@ def _reason(message: str) -> str:
         )
     if "data-dependent" in message:
         return (
-            "what it runs depends on the values of its tensors: an if on a value, or the boxes of a detector that pass a threshold. A file has "
-            "one graph for all values; put what comes before into a module of its own (a detector's backbone and heads), capture that, and "
-            "compute the rest in the app"
+            "what it runs depends on the values of its tensors: an if on a value, or the boxes of a detector that pass a threshold. A file "
+            "has one graph for all values; put what comes before into a module of its own (a detector's backbone and heads), capture that, "
+            "and compute the rest in the app"
         )
     return (
         f"{message.splitlines()[0]}. Try torch.export.export(model.eval(), example_inputs) by itself; what it asks for there must change "

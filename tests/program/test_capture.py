@@ -358,9 +358,7 @@ def test_what_torch_export_cannot_take_is_said_in_one_line() -> None:
 
 @pytest.mark.parametrize("work", [lambda y: y if y.sum() > 0 else -y, lambda y: y[: int((y > 0).sum())].sum() + (y[y > 0][:3] * 2)[:2]])
 def test_what_depends_on_values_is_said_with_the_way_out(work: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(
-        ExportError, match="Returns: what it runs depends on the values of its tensors: .* capture that, and compute the rest"
-    ):
+    with pytest.raises(ExportError, match=r"Returns: what it runs depends on the values of its tensors: .* capture that, and"):
         capture(Returns(work), INPUT)
 
 
