@@ -208,7 +208,7 @@ def test_an_unknown_exporter_and_a_folder_that_cannot_be_made_are_named(program:
     with pytest.raises(InputError, match="no exporter named coreml is installed; there are good, broken"):
         export(program, tmp_path, ExportConfig(only=("coreml", "good")))
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/build can't be made: Not a directory; choose another folder with --out"):
+    with pytest.raises(InputError, match=r"file/build can't be made: file is a file; choose another folder with --out"):
         export(program, tmp_path / "file" / "build", ExportConfig(only=("good",)))
     assert (tmp_path / "file").read_text() == ""
 
