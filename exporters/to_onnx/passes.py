@@ -213,7 +213,7 @@ def strip(model: ir.Model) -> None:
         node.name = f"{name}_{taken[name]}" if name and taken[name] > 1 else name  # onnxruntime refuses two nodes of one name
         node.metadata_props.clear()
         node.doc_string = None
-        _drop_defaults(node)
+        _drop_defaults(node, model.opset_imports[""])
     inner = [value for node in graph for value in node.outputs if value not in outputs]
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values(), *inner):
         value.metadata_props.clear()
@@ -228,9 +228,9 @@ def strip(model: ir.Model) -> None:
     graph.metadata_props.clear()
 
 
-def _drop_defaults(node: ir.Node) -> None:
+def _drop_defaults(node: ir.Node, opset: int) -> None:
     """Removes the attributes that say what their absence says; those of a convolution take more bytes than its scales."""
-    schema = onnx.defs.get_schema(node.op_type)
+    schema = onnx.defs.get_schema(node.op_type, opset)  # a later opset may have made an input of an attribute
     plain = {"strides": 1, "dilations": 1, "pads": 0} if node.op_type == "Conv" else {}
     for name, attribute in list(node.attributes.items()):
         default = schema.attributes[name].default_value
