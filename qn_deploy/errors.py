@@ -34,3 +34,8 @@ class ExportError(QnDeployError):
 
 class ToolchainError(QnDeployError):
     """A compiler or library that a stage needs is missing on this machine."""
+
+
+def first_line(error: BaseException, silent: str = "") -> str:
+    """The first line of what an error says; of one that says nothing it is `silent`, or else the name of its class."""
+    return next(iter(str(error).strip().splitlines()), silent or type(error).__name__)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.export import Dim
 
+from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.quiet import quiet
 
-from .write import lower_to_xnnpack, size_bounds
+from .write import lower_to_xnnpack
 
 
 def own_int8(program: Program, inputs: Batch, is_static: bool) -> bytes:
@@ -30,19 +28,5 @@ def own_int8(program: Program, inputs: Batch, is_static: bool) -> bytes:
         with torch.no_grad():
             prepared(*inputs)
         converted = convert_pt2e(prepared)
-        exported = torch.export.export(converted, inputs, dynamic_shapes=_dynamic(program), strict=False)
+        exported = torch.export.export(converted, inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
     return lower_to_xnnpack(exported)[1]
-
-
-def _dynamic(program: Program) -> tuple[Any, ...] | None:
-    """The dynamic sizes of a program's inputs, as `torch.export.export` takes them; None if there are none."""
-    values = {node.name: node.meta["val"] for node in program.exported.graph.nodes if node.op == "placeholder"}
-    dims: dict[str, Any] = {}
-    shapes = []
-    for name in program.exported.graph_signature.user_inputs:
-        sizes = {axis: size for axis, size in enumerate(values[name].shape) if not isinstance(size, int)}
-        for size in sizes.values():
-            least, most = size_bounds(size.node)
-            dims.setdefault(str(size), Dim(f"size{len(dims)}", min=least, max=most))
-        shapes.append({axis: dims[str(size)] for axis, size in sizes.items()})
-    return (tuple(shapes),) if len(shapes) > 1 and dims else tuple(shapes) if dims else None

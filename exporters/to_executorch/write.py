@@ -155,13 +155,12 @@ def _dynamic_sizes(exported: ExportedProgram) -> list[dict[int, tuple[int, int]]
     """For each input the least and most of each size that was dynamic when the graph was captured, by the dimension."""
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     return [
-        {axis: size_bounds(size.node) for axis, size in enumerate(values[name].shape) if not isinstance(size, int)}
+        {axis: _bounds(size.node) for axis, size in enumerate(values[name].shape) if not isinstance(size, int)}
         for name in exported.graph_signature.user_inputs
     ]
 
 
-def size_bounds(size: Any) -> tuple[int, int]:
-    """The least and most of a dynamic size."""
+def _bounds(size: Any) -> tuple[int, int]:
     bounds = size.shape_env.bound_sympy(size.expr)
     least, most = int(bounds.lower), int(bounds.upper) if bounds.upper.is_finite else sys.maxsize
     return least if least > 2 else 1, most  # torch says 2 where 1 is allowed, too

@@ -23,7 +23,7 @@ from onnx import TensorProto, numpy_helper
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from qn_deploy.errors import InputError
+from qn_deploy.errors import InputError, first_line
 from qn_deploy.exporting.exporter import NO_PARTS
 from qn_deploy.lowering.insert import INT8_SUFFIX
 from qn_deploy.weights.compressed import CompressedWeight, PQWeight
@@ -163,4 +163,4 @@ def _model(shell: bytes) -> onnx.ModelProto:
     try:
         return onnx.load_model_from_string(shell)
     except Exception as error:  # protobuf's own class, which is no public name
-        raise InputError(f"{SHELL} is no ONNX model: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{SHELL} is no ONNX model: {first_line(error)}") from None

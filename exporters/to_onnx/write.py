@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
-from qn_deploy.errors import ExportError
+from qn_deploy.errors import ExportError, first_line
 from qn_deploy.exporting.exporter import Written
 from qn_deploy.graph.operators import INT8_LAYERS
 from qn_deploy.lowering.insert import INT8_SUFFIX
@@ -117,7 +117,7 @@ def _check(data: bytes) -> None:
     try:
         onnx.checker.check_model(data, full_check=True)
     except Exception as error:
-        raise ExportError(f"the written ONNX graph does not pass onnx's checker: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"the written ONNX graph does not pass onnx's checker: {first_line(error)}") from error
 
 
 def _fusions(data: bytes, parts: Mapping[str, bytes], options: OnnxOptions) -> tuple[str, ...]:
@@ -159,6 +159,6 @@ def _to_onnx(lowered: Lowered, program: Program) -> ir.Model:
                 output_names=program.outputs,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"torch.onnx can't write this graph: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"torch.onnx can't write this graph: {first_line(error)}") from error
     assert written is not None
     return written.model

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from qn_deploy.errors import InputError
+from qn_deploy.errors import InputError, first_line
 from qn_deploy.exporting.exporter import NO_PARTS, find_exporters
 from qn_deploy.program.program import Batch
 
@@ -118,7 +118,7 @@ def _in_processes(subjects: Sequence[Subject], batches: Sequence[Batch]) -> list
             try:
                 found.append(pool.submit(_alone, subject.exporter, subject.data, dict(subject.parts), arrays).result())
             except Exception as error:  # the runtime's own classes, or a process that ended
-                raise InputError(f"{subject.name} does not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
+                raise InputError(f"{subject.name} does not run: {type(error).__name__}: {first_line(error, 'no message')[:200]}") from None
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from qn_deploy.bench.measure import Subject, Times, measure
-from qn_deploy.errors import ExportError, InputError
+from qn_deploy.errors import ExportError, InputError, first_line
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import find_exporters, unknown
 from qn_deploy.exporting.golden import read_vectors
@@ -75,7 +75,7 @@ def _subjects(
         try:
             yield Subject(f"{name}, {OWN}", entry.exporter, own(whole, plain.data, inputs, entry.is_static), {})
         except Exception as error:  # tools of others raise many classes; without them the rest is measured all the same
-            progress(f"{entry.runtime}'s own int8 is left out: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
+            progress(f"{entry.runtime}'s own int8 is left out: {first_line(error)[:200]}")
 
 
 def _of_size(inputs: Batch, manifest: Manifest, size: int) -> Batch:

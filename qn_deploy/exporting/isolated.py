@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import contiguous_format
 
-from qn_deploy.errors import QnDeployError
+from qn_deploy.errors import QnDeployError, first_line
 from qn_deploy.exporting.exporter import find_exporters
 from qn_deploy.program.program import Batch
 
@@ -130,7 +130,7 @@ def _child(folder: Path) -> None:
             exporter = exporters[wanted["exporter"]]
             (outputs,) = exporter.run((folder / f"program{index}").read_bytes(), (inputs,), wanted["optimized"], parts)
         except Exception as error:  # whatever a runtime raises is a finding for the report
-            (folder / f"failure{index}").write_text(f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0])
+            (folder / f"failure{index}").write_text(f"{type(error).__name__}: {first_line(error, 'no message')}")
             continue
         # Written under another name first: a file that is there is whole.
         _write(outputs, folder / "unfinished")

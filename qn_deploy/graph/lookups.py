@@ -35,9 +35,9 @@ def look_up(graph_module: GraphModule, learned: Mapping[str, int]) -> None:
             continue
         put_constant(graph_module, name, nn.Parameter(value.reshape(rows, -1)))
         with graph.inserting_after(node):
-            found = graph.call_function(_aten.embedding.default, (node, node))
-        with graph.inserting_before(found):
-            found.args = (node, add_constant(graph_module, f"{name}_rows", torch.arange(rows)))
+            numbers = add_constant(graph_module, f"{name}_rows", torch.arange(rows))
+        with graph.inserting_after(numbers):
+            found = graph.call_function(_aten.embedding.default, (node, numbers))
         with graph.inserting_after(found):
             whole = graph.call_function(_aten.reshape.default, (found, list(value.shape)))
         _inherit(readers[0], found, whole)

@@ -22,7 +22,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from qn_deploy.errors import ExportError, InputError
+from qn_deploy.errors import ExportError, InputError, first_line
 from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
 from qn_deploy.lowering.insert import insert_weights
@@ -93,8 +93,9 @@ class Lowered:
             with torch.no_grad():
                 outputs = self.exported.module()(*inputs)
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ExportError(f"torch can't run the program on these inputs ({reason}); give inputs that the model knows") from error
+            raise ExportError(
+                f"torch can't run the program on these inputs ({first_line(error)}); give inputs that the model knows"
+            ) from error
         return tuple(torch.utils._pytree.tree_leaves(outputs))
 
 

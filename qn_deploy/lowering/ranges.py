@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 from math import isfinite
-from operator import attrgetter
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import InputError
-from qn_deploy.graph.operators import Kind, kind_of
+from qn_deploy.graph.constants import constant
+from qn_deploy.graph.operators import Kind, kind_of, weights_of
 from qn_deploy.program.program import Program, Range
 
 STEPS = 255  # from -128 to 127
@@ -39,14 +38,18 @@ def with_ranges(program: Program) -> tuple[GraphModule, dict[Node, Range]]:
     calls = [node.name for node in program.exported.graph.nodes if node.op == "call_function"]
     values = [*graph_module.graph.find_nodes(op="placeholder"), *(node for node in graph_module.graph.nodes if node.op == "call_function")]
     known = {node: program.ranges[name] for name, node in zip((*program.inputs, *calls), values, strict=True) if name in program.ranges}
-    held = {node: attrgetter(str(node.target))(graph_module) for node in graph_module.graph.find_nodes(op="get_attr")}
-    floats = {node: value for node, value in held.items() if isinstance(value, Tensor) and value.is_floating_point() and value.numel()}
-    return graph_module, known | {node: _least_and_greatest(value) for node, value in floats.items()}
+    return graph_module, known | _of_constants(graph_module)
 
 
-def _least_and_greatest(values: Tensor) -> Range:
-    low, high = values.detach().aminmax()
-    return low.item(), high.item()
+def _of_constants(graph_module: GraphModule) -> dict[Node, Range]:
+    """The ranges of the float constants that are more than weights."""
+    found = {}
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        value = constant(graph_module, node) if any(node not in weights_of(reader) for reader in node.users) else None
+        if value is not None and value.is_floating_point() and value.numel():
+            low, high = value.aminmax()
+            found[node] = low.item(), high.item()
+    return found
 
 
 class Ranges:

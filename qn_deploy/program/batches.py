@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qn_deploy.errors import InputError
+from qn_deploy.errors import InputError, first_line
 from qn_deploy.files import read_bytes
 from qn_deploy.program.program import Batch, Program
 
@@ -129,7 +129,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # numpy, zipfile and zlib raise many classes; every one of them means that the file can't be read
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if "allow_pickle" in reason:  # numpy's advice is to take the risk
             reason = "it holds Python objects, or is a file of another kind"
         raise InputError(f"{path} can't be read as an .npz of plain arrays: {reason}") from None

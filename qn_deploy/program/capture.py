@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from qn_deploy.errors import ExportError
+from qn_deploy.errors import ExportError, first_line
 from qn_deploy.graph.constants import owner_of
 from qn_deploy.program.program import Golden, Program
 from qn_deploy.program.settled import settled
@@ -59,9 +59,10 @@ def _called(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     try:
         return model(*args, **kwargs)
     except Exception as error:  # of the model's own code
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
         shapes = ", ".join(str(list(leaf.shape)) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        raise ExportError(f"{type(model).__name__} fails on the example inputs {shapes} with {type(error).__name__}: {reason}") from error
+        raise ExportError(
+            f"{type(model).__name__} fails on the example inputs {shapes} with {type(error).__name__}: {first_line(error, 'no message')}"
+        ) from error
 
 
 class _Flat(nn.Module):

@@ -10,7 +10,7 @@ from torch._export.serde import schema
 from torch._export.serde import serialize as serde
 from torch.export import ExportedProgram
 
-from qn_deploy.errors import InputError
+from qn_deploy.errors import InputError, first_line
 from qn_deploy.program.allow_list import PROGRAM, Allowed, check_graph, known
 from qn_deploy.program.program import Batch
 
@@ -56,11 +56,6 @@ def load_graph(
     check_graph(graph, allowed)
     checked = serde._dict_to_dataclass(schema.ExportedProgram, graph)  # type: ignore[no-untyped-call]
     return serde.ExportedProgramDeserializer().deserialize(checked, state_dict, constants, None if inputs is None else (inputs, {}))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of torch says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def without_unused(value: Any) -> Any:

@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qn_deploy.errors import InputError, QnDeployError
+from qn_deploy.errors import InputError, QnDeployError, first_line
 from qn_deploy.files import read_bytes, write_atomic
 from qn_deploy.program.archive import program_from_members, program_to_bytes
 from qn_deploy.program.container import MANIFEST
-from qn_deploy.program.graph_json import first_line
 from qn_deploy.program.kinds import check_zip, other_zip
 from qn_deploy.program.members import read_directory, read_members
 from qn_deploy.program.program import Batch, Program

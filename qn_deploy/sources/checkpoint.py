@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.errors import InputError
+from qn_deploy.errors import InputError, first_line
 from qn_deploy.files import read_bytes
 from qn_deploy.program.members import read_members
 
@@ -57,7 +57,7 @@ def _states(path: Path) -> list[State]:
         try:
             return [safetensors.torch.load(data)]
         except Exception as error:
-            raise InputError(f"{path} is a damaged safetensors file ({_line(error)}); copy it again") from None
+            raise InputError(f"{path} is a damaged safetensors file ({first_line(error)[:200]}); copy it again") from None
     if data.startswith(b"PK"):
         _check_zip(path, data)
     try:
@@ -129,7 +129,3 @@ def _differences(missing: list[str], strange: list[str]) -> str:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             parts.append(f"{what} {', '.join(names[:_SHOWN])}{more}")
     return "; ".join(parts)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

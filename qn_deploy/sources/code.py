@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qn_deploy.errors import InputError, QnDeployError
+from qn_deploy.errors import InputError, QnDeployError, first_line
 
 
 def is_name(text: str) -> bool:
@@ -69,7 +69,7 @@ class told:
         if not isinstance(error, Exception) or isinstance(error, QnDeployError):
             return
         last = traceback.extract_tb(trace)[-1]
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = first_line(error, "no message")
         where = f"{Path(last.filename).name}, line {last.lineno}"
         raise InputError(f"{self._doing} failed with {type(error).__name__}: {reason} ({where})") from error
 

@@ -18,6 +18,7 @@ from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.targets import TARGETS
 from qn_deploy.verification.judge import Check
+from qn_deploy.verification.numerics import compare
 
 
 def check_listed(folder: Path, manifest: Manifest, exporters: Mapping[str, Exporter]) -> None:
@@ -107,7 +108,5 @@ def _untrue(manifest: Manifest, program: Program) -> list[str]:
 
 
 def _equal(found: Batch, expected: Batch) -> bool:
-    return len(found) == len(expected) and all(
-        one.dtype == other.dtype and one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
-        for one, other in zip(found, expected, strict=True)
-    )
+    pairs = zip(found, expected, strict=False)
+    return len(found) == len(expected) and all(one.shape == other.shape and compare(one, other).identical for one, other in pairs)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qn_deploy.errors import QnDeployError
+from qn_deploy.errors import QnDeployError, first_line
 from qn_deploy.exporting.exporter import Exporter, TooLargeError, find_exporters
 from qn_deploy.exporting.golden import Vectors, read_vectors
 from qn_deploy.exporting.isolated import Run, RuntimeFailure, run_isolated
@@ -132,7 +132,7 @@ def _check_file(
 
 def _told(error: Exception) -> str:
     """One line on an error, with its class where it is not one of ours."""
-    words = (str(error).strip().splitlines() or ["no message"])[0][:300]
+    words = first_line(error, "no message")[:300]
     return words if isinstance(error, QnDeployError) else f"{type(error).__name__}: {words}"
 
 
