@@ -78,7 +78,7 @@ def test_damaged_names_of_modules_are_refused(text: str) -> None:
     proto.metadata_props.add(key=modules.MODULES, value=text)
     data = proto.SerializeToString()
     for read in (modules.load, EXPORTER.account, EXPORTER.weight_hashes):
-        with pytest.raises(InputError, match="its metadata qn_deploy.modules are no list of names; export the model again"):
+        with pytest.raises(InputError, match=r"its metadata qn_deploy\.modules are no list of names; export the model again"):
             read(data)
 
 
