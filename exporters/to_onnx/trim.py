@@ -16,6 +16,7 @@ from .names import COLUMN, DECODED
 from .tables import shape_of
 
 _READS_WEIGHT = (("DequantizeLinear", DECODED), ("Transpose", DECODED), ("Mul", COLUMN))  # operator, end of its input's name
+_MISREAD = ("STFT", "onesided")  # 1 by its schema; onnx's shape inference and onnxruntime take what is absent for 0
 _OF_NO_LAYER = ("val_", "shape/", "rows/", "columns/")  # begin the names of constants that torch.onnx and the passes before made
 
 
@@ -123,7 +124,7 @@ def _drop_defaults(node: ir.Node, opset: int) -> None:
     for name, attribute in list(node.attributes.items()):
         default = schema.attributes[name].default_value
         is_default = default.type != onnx.AttributeProto.UNDEFINED and onnx.helper.get_attribute_value(default) == _value(attribute)
-        if is_default or (name in plain and set(attribute.as_ints()) == {plain[name]}):
+        if (is_default and (node.op_type, name) != _MISREAD) or (name in plain and set(attribute.as_ints()) == {plain[name]}):
             del node.attributes[name]
 
 
