@@ -67,7 +67,7 @@ def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
 
 
 def _mish(x: Tensor) -> Tensor:
-    """x * tanh(log(1 + e)) for e = exp(x); from 20 on that is x."""
+    """As x * tanh(log(1 + e)) for e = exp(x); from 20 on that is x."""
     e = torch.exp(x.clamp(max=20.0))
     ratio = e * (e + 2.0)
     return x * (ratio / (ratio + 2.0))
