@@ -53,7 +53,7 @@ def complaint(exporter: Exporter, lowered: Lowered, result: Batch | RuntimeFailu
     """
     if isinstance(result, RuntimeFailure):
         where = blame(str(result), lowered)
-        return f"{exporter.filename} does not run on {exporter.runtime}{f', at {where}' if where else ''}: {result}"
+        return f"{exporter.filename} does not run on {exporter.runtime}{f', at {where}' if where else ''}: {str(result).rstrip('.')}"
     difference = _difference(result, expected)
     return f"{exporter.filename} on {exporter.runtime} gives {difference}" if difference else ""
 

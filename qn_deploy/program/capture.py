@@ -183,10 +183,12 @@ def _reason(message: str) -> str:
             "(An LSTM, GRU or RNN takes sequences of the example's length only: pad them to it.)"
         )
     if "data-dependent" in message:
+        place = re.search(r"Caused by: \((\S+) in ([a-z]\w*)\)", message)  # not torch's own __torch_function__
+        where = f", in {place[2]} ({place[1]})" if place else ""
         return (
-            "what it runs depends on the values of its tensors: an if on a value, or the boxes of a detector that pass a threshold. A file "
-            "has one graph for all values; put what comes before into a module of its own (a detector's backbone and heads), capture that, "
-            "and compute the rest in the app"
+            f"what it runs depends on the values of its tensors{where}: an if on a value, or boxes that pass a detector's threshold. "
+            "A file has one graph for all values; put what comes before into a module of its own (a detector's backbone and heads), "
+            "capture that, and compute the rest in the app"
         )
     return (
         f"{message.splitlines()[0]}. Try torch.export.export(model.eval(), example_inputs) by itself; what it asks for there must change "

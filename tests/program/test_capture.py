@@ -362,6 +362,15 @@ def test_what_depends_on_values_is_said_with_the_way_out(work: Callable[[Tensor]
         capture(Returns(work), INPUT)
 
 
+def test_what_depends_on_how_many_values_pass_names_the_function() -> None:
+    def positives(y: Tensor) -> Tensor:
+        found = y[y > 0]
+        return found.sum() if found.numel() > 4 else y
+
+    with pytest.raises(ExportError, match=r"depends on the values of its tensors, in positives \(\S*test_capture\.py:\d+\): an if"):
+        capture(Returns(positives), INPUT)
+
+
 def test_an_image_in_another_order_of_memory_is_taken_in_the_order_of_runtimes() -> None:
     image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     program = capture(nn.Conv2d(3, 4, 3), (image,))
