@@ -15,6 +15,7 @@ Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -62,12 +63,17 @@ def verify(
     files = {name: _read_files(folder, name, manifest) for name, entry in manifest.files.items()}
     checks: list[Check] = []
     outputs: dict[str, Batch] = {}
-    for name, entry in manifest.files.items():
-        progress(f"{name} on {entry.runtime}")
-        file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
-        checks += file_checks
-        if result is not None:
-            outputs[name] = result
+    progress(", ".join(f"{name} on {entry.runtime}" for name, entry in manifest.files.items()))
+
+    def check_file(name: str) -> tuple[list[Check], Batch | None]:
+        entry = manifest.files[name]
+        return _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
+
+    with ThreadPoolExecutor() as pool:  # each waits for a child process most of the time
+        for name, (file_checks, result) in zip(files, pool.map(check_file, files), strict=True):
+            checks += file_checks
+            if result is not None:
+                outputs[name] = result
     if not manifest.weights:
         checks.append(Check(1, "compressed weights", "none: the model is as large as before", "at least one", False))
     checks += compare_runtimes(manifest, outputs)
