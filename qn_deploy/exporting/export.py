@@ -22,6 +22,7 @@ from qn_deploy.exporting.golden import Vectors
 from qn_deploy.exporting.isolated import Child
 from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, BesideEntry, FileEntry, Manifest, listed_names
 from qn_deploy.exporting.trial import try_files
+from qn_deploy.graph.spool import give_back
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations, Form, Lowered, choose_activations, lower
 from qn_deploy.lowering.narrow import narrow
@@ -65,6 +66,7 @@ def export(
         for name, exporter in chosen.items():
             progress(f"writing {exporter.filename}")
             written[name] = write_file(exporter, program, activations, options[name], TARGETS[config.target], form)
+            give_back()
         progress("running the simulated program")
         vectors = _golden(program, chosen, written)
         if not config.allow_constant:
