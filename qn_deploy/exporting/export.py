@@ -22,10 +22,10 @@ from qn_deploy.exporting.golden import Vectors
 from qn_deploy.exporting.isolated import Child
 from qn_deploy.exporting.manifest import GOLDEN, MANIFEST, BesideEntry, FileEntry, Manifest, listed_names
 from qn_deploy.exporting.trial import try_files
-from qn_deploy.graph.spool import give_back
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations, Form, Lowered, choose_activations, lower
 from qn_deploy.lowering.narrow import narrow
+from qn_deploy.memory import give_back
 from qn_deploy.program.program import Program
 from qn_deploy.targets import DEFAULT_TARGET, TARGETS, Target
 
