@@ -26,6 +26,7 @@ from . import graph_blob
 STOCK_BACKEND = "XnnpackBackend"
 TABLE_BACKEND = "QnXnnpackBackend"
 KEY_DIGITS = 8  # that a short key keeps of the 64 of a SHA-256
+GRAPH_DIGITS = 16  # that a graph keeps of such a key: they do not deflate, and XNNPACK's cache of weights tells programs apart by them
 STOCK_ALIGNMENT = 128  # of a segment, as ExecutorchBackendConfig has it
 ALIGNMENT = 16  # of a segment in a file of our own: all that XNNPACK asks for
 
@@ -81,7 +82,8 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
     ours_alone = {delegate.id for delegate in _delegates(file)} == {STOCK_BACKEND}
     keys = short_keys(constants) if ours_alone else {}
     _replace_constants(file, {key: tables[key] for key in constants.keys() & tables.keys()}, keys)
-    _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, graph_blob.deflate)
+    blanks = {full: _blanked(full) for full, short in keys.items() if full != short}
+    _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, lambda graph: graph_blob.deflate(_with_keys(graph, blanks)))
     result = _serialize(file, ALIGNMENT if ours_alone else STOCK_ALIGNMENT)
     if not _expands_to(result, pte):
         raise ExportError(
@@ -103,8 +105,10 @@ def to_stock(pte: bytes) -> bytes:
     if TABLE_BACKEND not in {delegate.id for delegate in _delegates(file)}:
         return pte  # written anew, a program without named data would differ in its padding
     constants = {key: unpack(data) if is_blob(data) else data for key, data in _entries(file).items()}
-    _replace_constants(file, constants, {key: _full_key(key, data) for key, data in constants.items()})
-    _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, graph_blob.inflate)
+    keys = {key: _full_key(key, data) for key, data in constants.items()}
+    _replace_constants(file, constants, keys)
+    full = {_blanked(full): full for key, full in keys.items() if full != key}
+    _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, lambda graph: _with_keys(graph_blob.inflate(graph), full))
     return _serialize(file, STOCK_ALIGNMENT)
 
 
@@ -125,6 +129,19 @@ def _full_key(key: str, constant: bytes) -> str:
     if not key.endswith(digest[:KEY_DIGITS]):
         raise InputError(f"the constant {key} has the SHA-256 {digest}, which its key does not match; the file is damaged")
     return key + digest[KEY_DIGITS:]
+
+
+def _blanked(key: str) -> str:
+    """A full key as a deflated graph has it, of the same length: the backend looks it up by its first KEY_DIGITS digits."""
+    zeros = 64 - GRAPH_DIGITS
+    return key[:-zeros] + "0" * zeros
+
+
+def _with_keys(graph: bytes, keys: Mapping[str, str]) -> bytes:
+    """A graph with other names for its constants."""
+    for old, new in keys.items():
+        graph = graph.replace(old.encode(), new.encode())
+    return graph
 
 
 def _expands_to(tables: bytes, stock: bytes) -> bool:
