@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..kernels import Memory
+
 
 @dataclass(frozen=True)
 class ExecutorchOptions:
@@ -12,6 +14,7 @@ class ExecutorchOptions:
 
     Attributes:
         form: "delegate" (tables expand when the program is loaded) or "graph" (weights are looked up at every run).
+        memory: which tables of linear layers stay tables in memory, in the delegate form.
     """
 
     form: Literal["delegate", "graph"] = field(
@@ -20,4 +23,8 @@ class ExecutorchOptions:
             "help": "tables that our delegate expands when it loads, beside a container for apps without native code of ours; or lookups "
             "in the graph, which take the least memory, need float activations, and are slow."
         },
+    )
+    memory: Memory = field(
+        default="expanded",
+        metadata={"flag": "--memory", "help": "tables of linear layers in memory: int8, as they are, or as they are where it is fast."},
     )

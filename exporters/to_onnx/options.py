@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+
+from ..kernels import Memory
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class OnnxOptions:
         default=False,
         metadata={"flag": "--allow-unfused", "help": "write the file even if onnxruntime would run a layer in float."},
     )
-    memory: Literal["expanded", "compressed", "auto"] = field(
+    memory: Memory = field(
         default="expanded",
         metadata={
             "flag": "--memory",

@@ -20,8 +20,9 @@ from qn_deploy.quiet import quiet
 from qn_deploy.targets import Target
 from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
+from ..kernels.memory import bytes_in_memory, chosen
 from . import linears, passes, shell, transposed
-from .compressed import bytes_in_memory, fits, keep_tables, pays
+from .compressed import keep_tables
 from .fusions import check_fusions
 from .large import externalize
 from .library import LIBRARY
@@ -86,9 +87,9 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
 
 def _tables_to_keep(lowered: Lowered, options: OnnxOptions) -> dict[str, PQWeight]:
     """The tables that should stay tables in memory, by the name of the parameter."""
-    chosen = {"expanded": lambda table: False, "compressed": fits, "auto": pays}[options.memory]
+    stays = chosen(options.memory)
     tables = {name.removesuffix(INT8_SUFFIX): weight for name, weight in lowered.weights.items() if isinstance(weight, PQWeight)}
-    return {name: table for name, table in tables.items() if chosen(table)}
+    return {name: table for name, table in tables.items() if stays(table)}
 
 
 def _memory(kept: Mapping[str, PQWeight], options: OnnxOptions) -> tuple[str, ...]:

@@ -1,0 +1,47 @@
+"""Which tables stay tables in memory, and what that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from qn_deploy.weights.compressed import PQWeight
+
+from . import Memory
+from .packing import SMALL, TILE_ROWS, packed
+
+_MOST_INPUTS, _MOST_CENTROIDS, _LARGEST_BLOCK = 1 << 16, 256, 64  # that the kernels take
+
+
+def chosen(memory: Memory) -> Callable[[PQWeight], bool]:
+    """Tells of a table whether it is to stay one in memory."""
+    rules: dict[Memory, Callable[[PQWeight], bool]] = {"expanded": lambda table: False, "compressed": fits, "auto": pays}
+    return rules[memory]
+
+
+def fits(table: PQWeight) -> bool:
+    """True if the kernels take such a table, and it takes less memory than its int8 values."""
+    _, size, d = table.centroids.shape
+    if table.residual is not None or size > _MOST_CENTROIDS or d > _LARGEST_BLOCK or table.codes.shape[1] * d > _MOST_INPUTS:
+        return False
+    return bytes_in_memory(table) < prod(table.shape)
+
+
+def pays(table: PQWeight) -> bool:
+    """True if a product with such a table takes less memory and, of one row, less time than with its int8 values.
+
+    As benchmarks/kernels.py finds: at most 16 centroids are looked up by byte shuffles; larger ones are decoded at each run, two to three
+    times slower than int8 for one row of activations. A lookup of one weight does not make up for its own cost, and fewer rows than a tile
+    has waste its lanes.
+    """
+    return fits(table) and table.centroids.shape[1] <= SMALL and table.block_size >= 2 and len(table.codes) >= TILE_ROWS
+
+
+def bytes_in_memory(table: PQWeight) -> int:
+    """What a kernel keeps of a table: codes, centroids twice, the second time in the order of the lookups, and a sum a row.
+
+    Scales and biases of the rows take as much as with int8 values, and are not counted in either.
+    """
+    books, size, d = table.centroids.shape
+    lookups = books * d * (SMALL * 2 if size <= SMALL else _MOST_CENTROIDS)
+    return packed(table).nbytes + table.centroids.numel() + lookups + 4 * len(table.codes)
