@@ -12,10 +12,10 @@
 namespace qn {
 
 struct LayerBlob {
-  bool is_dynamic;          // float activations in and out, quantized row by row; else int8
-  float x_scale, y_scale;   // static only, as the rest of these
-  int32_t x_zero, y_zero;   // -128 to 127
-  int32_t low, high;        // of the output's steps
+  bool is_dynamic;                       // float activations in and out, quantized row by row; else int8
+  float x_scale, y_scale;                // static only, as the rest of these
+  int32_t x_zero, y_zero;                // -128 to 127
+  int32_t low, high;                     // of the output's steps
   std::string_view weight, scale, bias;  // keys of the constants; the bias's is empty where there is none
 
   // What a blob says, or nothing where it breaks a rule of the format. The keys point into `data`.

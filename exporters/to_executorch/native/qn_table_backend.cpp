@@ -1,7 +1,8 @@
 // QnTableLinear: linear layers whose weight stays a table. A delegate for each layer: it holds what the kernels keep beside the table, and
 // the codes where the runtime has them, which in a file that is memory-mapped is the file itself.
 //
-// It computes what XNNPACK would with the dense weight, to the bit: the int32 sums are the same integers, and floats are rounded in its order.
+// It computes what XNNPACK would with the dense weight, to the bit: the int32 sums are the same integers, and floats are rounded in its
+// order.
 
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>
@@ -90,7 +91,8 @@ class Layer {
       scales[static_cast<size_t>(r)] = grid.scale, zeros[static_cast<size_t>(r)] = grid.zero;
     }
     const float* bias = floats_.empty() ? nullptr : floats_.data();
-    const qn::DequantizeRows sink(rule, linear_.row_sums(), zeros.data(), scales.data(), factors_.data(), bias, {y, linear_.table().out, 1});
+    const qn::DequantizeRows sink(rule, linear_.row_sums(), zeros.data(), scales.data(), factors_.data(), bias,
+                                  {y, linear_.table().out, 1});
     return run(steps.get(), rows, sink);
   }
 
@@ -150,7 +152,8 @@ class TableBackend final : public BackendInterface {
 
  private:
   static Error damaged(std::string_view key) {
-    ET_LOG(Error, "constant %.*s is a damaged tile blob, or has other scales or biases than rows", static_cast<int>(key.size()), key.data());
+    ET_LOG(Error, "constant %.*s is a damaged tile blob, or has other scales or biases than rows", static_cast<int>(key.size()),
+           key.data());
     return Error::InvalidExternalData;
   }
 };
