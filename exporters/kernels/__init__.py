@@ -7,3 +7,7 @@ from typing import Literal
 Memory = Literal[
     "expanded", "compressed", "auto"
 ]  # which tables stay tables in memory: none, all that the kernels take, or where it is fast
+MEMORY_OPTION = {
+    "flag": "--memory",
+    "help": "tables in memory where our library runs them: int8, as they are, or as they are where it is fast.",
+}

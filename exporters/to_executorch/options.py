@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..kernels import Memory
+from ..kernels import MEMORY_OPTION, Memory
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,4 @@ class ExecutorchOptions:
             "in the graph, which take the least memory, need float activations, and are slow."
         },
     )
-    memory: Memory = field(
-        default="expanded",
-        metadata={"flag": "--memory", "help": "tables of linear layers in memory: int8, as they are, or as they are where it is fast."},
-    )
+    memory: Memory = field(default="expanded", metadata=MEMORY_OPTION)

@@ -89,13 +89,16 @@ def _option(flag: str, owners: list[tuple[str, Field[Any], Any]]) -> click.Optio
 
     _, first, kind = owners[0]
     is_flag = kind is bool
+    said: dict[str, list[str]] = {}
+    for exporter, entry, _ in owners:
+        said.setdefault(entry.metadata["help"], []).append(exporter)
     return click.Option(
         [flag],
         type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else None if is_flag else kind,
         is_flag=is_flag,
         default=first.default,
         show_default=not is_flag,
-        help=" ".join(f"{exporter}: {entry.metadata['help']}" for exporter, entry, _ in owners),
+        help=" ".join(f"{', '.join(names)}: {words}" for words, names in said.items()),
         expose_value=False,
         callback=keep,
     )
