@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-Memory = Literal[
-    "expanded", "compressed", "auto"
-]  # which tables stay tables in memory: none, all that the kernels take, or where it is fast
+# Which tables stay tables in memory: none, all that the kernels take, or those with which it is fast.
+Memory = Literal["expanded", "compressed", "auto"]
 MEMORY_OPTION = {
     "flag": "--memory",
     "help": "tables in memory where our library runs them: int8, as they are, or as they are where it is fast.",
