@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 
-from qn_deploy.weights.compressed import PQWeight
+from qn_deploy.exporting.exporter import WeightMemory
+from qn_deploy.lowering.insert import INT8_SUFFIX
+from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 from . import Memory
 from .packing import SMALL, TILE_ROWS, packed
@@ -45,3 +47,37 @@ def bytes_in_memory(table: PQWeight) -> int:
     books, size, d = table.centroids.shape
     lookups = books * d * (SMALL * 2 if size <= SMALL else _MOST_CENTROIDS)
     return packed(table).nbytes + table.centroids.numel() + lookups + 4 * len(table.codes)
+
+
+def in_memory(weights: Mapping[str, CompressedWeight], kept: Collection[str], memory: Memory) -> dict[str, WeightMemory]:
+    """What each table that becomes int8 takes in memory, by its parameter's name; nothing where all are to be expanded.
+
+    Args:
+        weights: by the names of their int8 values, as `Lowered.weights` has them.
+        kept: names of the parameters whose tables stay.
+        memory: what was asked for.
+    """
+    tables = {
+        name.removesuffix(INT8_SUFFIX): table
+        for name, table in weights.items()
+        if name.endswith(INT8_SUFFIX) and isinstance(table, PQWeight) and memory != "expanded"
+    }
+    return {name: WeightMemory(prod(table.shape), bytes_in_memory(table) if name in kept else 0) for name, table in tables.items()}
+
+
+def remarks(found: Mapping[str, WeightMemory], memory: Memory, where: str = "") -> tuple[str, ...]:
+    """A line on the tables that stay, if some were to.
+
+    Args:
+        found: as `in_memory` gives it.
+        memory: what was asked for.
+        where: on what it depends: " where ... is registered".
+    """
+    kept = [entry for entry in found.values() if entry.compressed]
+    if memory == "expanded":
+        return ()
+    if not kept:
+        return ("no layer keeps its table in memory: none has the form that the kernels take",)
+    small, large = sum(entry.compressed for entry in kept), sum(entry.expanded for entry in kept)
+    layers = f"{len(kept)} layers keep their tables" if len(kept) > 1 else "1 layer keeps its table"
+    return (f"{layers} in memory{where}: {small:,} bytes instead of {large:,}",)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Set
-from math import prod
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from qn_deploy.quiet import quiet
 from qn_deploy.weights.compressed import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.weights.table_blob import DType, named_blobs
 
-from ..kernels.memory import bytes_in_memory, chosen
+from ..kernels.memory import chosen, in_memory, remarks
 from . import tile_blob
 from .graph_form import look_up_late, look_up_weights
 from .layer_blob import Layer
@@ -65,14 +64,16 @@ def _write_delegate_form(program: Program, lowered: Lowered, options: Executorch
     notes += [*_recurrent(program), *_portable(edge)]
     layers = kept_in(stock, tuple(layer for layer in found if layer.weight in tables))
     kept = {layer.weight: weight for layer in layers if isinstance(weight := lowered.weights[layer.name], PQWeight)}
+    memory = in_memory(lowered.weights, [layer.name.removesuffix(INT8_SUFFIX) for layer in layers], options.memory)
     return Written(
         data=to_tables(stock, tables | {key: tile_blob.pack(table) for key, table in kept.items()}, layers),
         lowered=lowered,
-        notes=(*notes, *_memory(kept.values(), options)),
+        notes=(*notes, *remarks(memory, options.memory)),
         companions={STOCK_FORM: pack(stock, tables)},
         facts=_narrowed(program, edge),
         dense=tuple(dense),
         folded=_folded(program, lowered, edge),
+        memory=memory,
     )
 
 
@@ -90,16 +91,6 @@ def _tables_to_keep(lowered: Lowered, options: ExecutorchOptions) -> set[str]:
     return {
         name for name, weight in lowered.weights.items() if name.endswith(INT8_SUFFIX) and isinstance(weight, PQWeight) and stays(weight)
     }
-
-
-def _memory(kept: Collection[PQWeight], options: ExecutorchOptions) -> list[str]:
-    if options.memory == "expanded":
-        return []
-    if not kept:
-        return ["no layer keeps its table in memory: none has the form that the kernels take"]
-    small, large = sum(map(bytes_in_memory, kept)), sum(prod(table.shape) for table in kept)
-    layers = f"{len(kept)} layers keep their tables" if len(kept) > 1 else "1 layer keeps its table"
-    return [f"{layers} in memory: {small:,} bytes instead of {large:,}"]
 
 
 def _folded(program: Program, lowered: Lowered, edge: ExportedProgram) -> tuple[str, ...]:
