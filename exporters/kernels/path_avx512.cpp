@@ -5,8 +5,10 @@
 #define QN_AVX512
 #define QN_VBMI
 #else
-#pragma GCC diagnostic ignored "-Wuninitialized"  // of the header itself, in GCC 12
+#if !defined(__clang__)  // of the header itself, in GCC 12
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #define QN_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define QN_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")))

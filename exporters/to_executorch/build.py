@@ -37,7 +37,8 @@ def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None 
         "-shared",
         *package_flags(package),
         *map(str, BACKENDS),
-        *(f"-L{package / 'lib'}", "-lexecutorch", "-lexecutorch_threadpool", f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
+        *(f"-L{package / 'lib'}", "-Wl,--no-as-needed", "-lexecutorch", "-lexecutorch_threadpool", "-Wl,--as-needed"),
+        *(f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
     ]
     return compile_once(command, LIBRARY, (*BACKENDS, *sorted(_NATIVE.glob("*.h")), *HEADERS), (package / "version.py").read_bytes())
 

@@ -18,6 +18,11 @@
 #include "layer_blob.h"
 #include "tile_blob.h"
 
+// Null where the application's ExecuTorch does not export its thread pool: layers then run on the thread that calls them.
+namespace executorch::extension {
+__attribute__((weak)) bool parallel_for(int64_t, int64_t, int64_t, runtime::FunctionRef<void(int64_t, int64_t)>);
+}
+
 namespace {
 
 using namespace executorch::runtime;
@@ -99,7 +104,7 @@ class Layer {
   Error run(const int8_t* x, int64_t rows, const qn::Sink& sink) const {
     const qn::Input input{reinterpret_cast<const uint8_t*>(x), rows, linear_.in(), 1, 0};
     const int64_t tiles = linear_.tiles(), jobs = (tiles + kTilesOfAJob - 1) / kTilesOfAJob;
-    if (jobs == 1) {
+    if (jobs == 1 || executorch::extension::parallel_for == nullptr) {
       linear_.run(input, sink);
       return Error::Ok;
     }
