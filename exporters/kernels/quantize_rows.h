@@ -29,8 +29,8 @@ inline void row_ends(const float* x, int64_t count, float& least, float& most) {
   least = *std::min_element(low, low + kLanes), most = *std::max_element(high, high + kLanes);
 }
 
-// Quantizes a row of `count` floats: 0 is a step, and the zero point follows from the end of the range whose error is smaller. A tie is rounded
-// to even, or away from zero: see `RowRule`.
+// Quantizes a row of `count` floats: 0 is a step, and the zero point follows from the end of the range whose error is smaller. A tie is
+// rounded to even, or away from zero: see `RowRule`.
 inline RowGrid quantize_row(const float* x, int64_t count, RowRule rule, int8_t* to) {
   float least = 0, most = 0;
   row_ends(x, count, least, most);

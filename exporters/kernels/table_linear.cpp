@@ -44,7 +44,8 @@ int64_t parts_of(const Table& table) {
     for (int64_t entry = 0; entry < table.books * table.size; ++entry) {
       for (int64_t part = 0; part < parts; ++part) {
         int total = 0;
-        for (int64_t j = part * table.d / parts; j < (part + 1) * table.d / parts; ++j) total += std::abs(table.centroids[entry * table.d + j]);
+        for (int64_t j = part * table.d / parts; j < (part + 1) * table.d / parts; ++j)
+          total += std::abs(table.centroids[entry * table.d + j]);
         most = std::max(most, total);
       }
     }
@@ -56,7 +57,9 @@ int64_t parts_of(const Table& table) {
 struct RowSums final : Sink {
   int32_t* to;
   explicit RowSums(int32_t* to) : to(to) {}
-  void take(int64_t, int64_t, int64_t o0, int64_t outs, const int32_t* sums, int64_t) const override { std::copy(sums, sums + outs, to + o0); }
+  void take(int64_t, int64_t, int64_t o0, int64_t outs, const int32_t* sums, int64_t) const override {
+    std::copy(sums, sums + outs, to + o0);
+  }
 };
 
 }  // namespace
@@ -132,7 +135,7 @@ void TableLinear::decode(const Input& x, int64_t first, int64_t last, const Sink
   const int64_t d = table_.d, groups = padded(table_.columns, kGroupColumns) / kGroupColumns;
   const int64_t step = kDepth / d / kGroupColumns * kGroupColumns;  // columns, whole groups
   constexpr int64_t kStride = kDecodeTiles * kTileRows;
-  const bool by_tile = table_.size <= kSmall && d % 2 == 0 && path_.multiply_tile != nullptr;
+  const bool by_tile = table_.size <= kSmall && path_.multiply_tile != nullptr && d % path_.tile_step == 0;
   const int64_t block = std::min(kDecodeRows, x.rows);
   std::vector<int32_t> sums(static_cast<size_t>(block * kStride));
   std::vector<int8_t> values(static_cast<size_t>(block * kDepth));
@@ -146,7 +149,9 @@ void TableLinear::decode(const Input& x, int64_t first, int64_t last, const Sink
       const int64_t rows = std::min(block, x.rows - r0);
       std::fill(sums.begin(), sums.end(), 0);
       for (int64_t column = 0; column < table_.columns; column += step) {
-        const int64_t columns = std::min(step, table_.columns - column), depth = padded(columns * d, kDepthStep);
+        const int64_t columns = std::min(step, table_.columns - column);
+        const int64_t depth =
+            padded((by_tile ? padded(columns, kGroupColumns) : columns) * d, kDepthStep);  // a tile's codes end with a group
         gather(x, r0, rows, column * d, columns * d, depth, values.data());
         if (by_tile) {
           const int64_t some = padded(columns, kGroupColumns) / kGroupColumns;
