@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -32,21 +34,25 @@ PEAK = 1.2  # times that, at load
 
 
 @click.command(help=__doc__)
+@click.option("--only", multiple=True, metavar="TEXT", help="Parts whose name holds this; may be repeated.")
 @click.option("--processes", default=5, show_default=True, help="For each of two programs, in turn.")
 @seed_option
 @json_option
-def main(processes: int, seed: int, json_file: Path | None) -> None:
+def main(only: tuple[str, ...], processes: int, seed: int, json_file: Path | None) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     progress, rows = clock(), []
     with tempfile.TemporaryDirectory() as name:
         runner = Runner(Path(name), processes, 21, "--mmap")
-        for (out, columns), d, activations in product(LAYERS, SHARES, (DYNAMIC, STATIC)):
-            progress(f"{out}x{columns}, d={d}, {activations.value}")
-            rows += _layer(out, columns, d, activations, runner)
-        for d in SHARES:
-            progress(f"12 layers, d={d}")
-            rows += _memory(d, runner)
+        parts: dict[str, Callable[[], list[Row]]] = {}
+        for (out, columns), d, activations, count in product(LAYERS, SHARES, (DYNAMIC, STATIC), (1, MANY)):
+            title = f"{out}x{columns}, d={d}, {activations.value}, {count} rows"
+            parts[title] = partial(_layer, title, nn.Linear(columns, out), d, activations, count, runner)
+        parts |= {f"12 layers of 2048x2048, d={d}": partial(_memory, d, runner) for d in SHARES}
+        for title, part in parts.items():
+            if not only or any(text in title for text in only):
+                progress(title)
+                rows += part()
     sys.exit(finish(TITLE, rows, chosen(), json_file))
 
 
@@ -60,17 +66,11 @@ def _programs(model: nn.Module, x: Tensor, d: int, activations: Activations) -> 
     return tables, int8
 
 
-def _layer(out: int, columns: int, d: int, activations: Activations, runner: Runner) -> list[Row]:
-    rows = []
-    for count in (1, MANY):
-        x = torch.randn(count, columns)
-        tables, int8 = runner.load(x, *_programs(nn.Linear(columns, out), x, d, activations))
-        title, ratio = f"{out}x{columns}, d={d}, {activations.value}, {count} rows: int8 / table", int8.run_ms / tables.run_ms
-        rows += [
-            at_least(title, ratio, "x", LAYERS[out, columns][d] if count == 1 else 1 / SLOWER),
-            Row(f"{title}, the table alone", tables.run_ms, "ms"),
-        ]
-    return rows
+def _layer(title: str, layer: nn.Linear, d: int, activations: Activations, count: int, runner: Runner) -> list[Row]:
+    x = torch.randn(count, layer.in_features)
+    tables, int8 = runner.load(x, *_programs(layer, x, d, activations))
+    bar = LAYERS[layer.out_features, layer.in_features][d] if count == 1 else 1 / SLOWER
+    return [at_least(f"{title}: int8 / table", int8.run_ms / tables.run_ms, "x", bar), Row(f"{title}: table", tables.run_ms, "ms")]
 
 
 def _memory(d: int, runner: Runner) -> list[Row]:
