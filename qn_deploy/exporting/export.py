@@ -200,6 +200,7 @@ def _file_entry(name: str, exporter: Exporter, written: Written) -> FileEntry:
         inexact=tuple(inexact_operators(lowered.exported)) if is_static else (),
         dense=written.dense,
         folded=written.folded,
+        memory=dict(written.memory),
     )
 
 

@@ -339,9 +339,9 @@ def test_a_folder_that_is_no_build(tmp_path: Path) -> None:
         (b"[" * 100_000, "is damaged"),
         (b"[]", "is no manifest of qn-deploy"),
         (b"{}", "is no manifest of qn-deploy"),
-        (b'{"format": "qn-deploy build"}', "has version None, this qn-deploy reads version 4"),
-        (b'{"format": "qn-deploy build", "version": 1}', "has version 1, this qn-deploy reads version 4"),
-        (b'{"format": "qn-deploy build", "version": 4}', "is damaged"),
+        (b'{"format": "qn-deploy build"}', "has version None, this qn-deploy reads version 5"),
+        (b'{"format": "qn-deploy build", "version": 1}', "has version 1, this qn-deploy reads version 5"),
+        (b'{"format": "qn-deploy build", "version": 5}', "is damaged"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
