@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import torch
+from qn_runner import Runner
 from rows import Row, at_least, at_most, chosen, clock, finish, json_option, seed_option
-from torch import Tensor, nn
+from torch import nn
 from workloads import CONV, DYNAMIC, LINEAR, STATIC, WORKLOADS, Workload, random_program, stack
 
-from qn_deploy.exporters.to_executorch import EXPORTER, build
+from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.options import ExecutorchOptions
 from qn_deploy.exporting.describe import theoretical_bytes
 from qn_deploy.exporting.export import write_file
@@ -52,7 +48,7 @@ def main(only: tuple[str, ...], loads: int, runs: int, seed: int, json_file: Pat
     progress, rows = clock(), []
     workloads = {**{name: workload for name, workload in WORKLOADS.items() if name != ONNX_ONLY}, **STACK}
     with tempfile.TemporaryDirectory() as name:
-        runner = _Runner(Path(name), loads, runs)
+        runner = Runner(Path(name), loads, runs)
         parts: dict[str, Callable[[], list[Row]]] = {name: lambda name=name: _workload(name, workloads[name], runner) for name in workloads}
         parts |= {"rebuild": _rebuild, "Embedding 30522x768": lambda: _embedding(runner), "graph form": lambda: _graph_form(runner)}
         for part, measure in parts.items():
@@ -62,54 +58,7 @@ def main(only: tuple[str, ...], loads: int, runs: int, seed: int, json_file: Pat
     sys.exit(finish(TITLE, rows, chosen(), json_file))
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """Over some processes: median milliseconds of loading, least of a run, median MB over what a process had before, and at the peak.
-
-    The least of many runs in many processes, since where its weights come to lie in memory sets the time of a process by 10 % or more.
-    """
-
-    load_ms: float
-    run_ms: float
-    resident: float
-    peak: float
-
-
-class _Runner:
-    """qn_runner, which loads and runs a program in a process of its own, one thread."""
-
-    def __init__(self, folder: Path, loads: int, runs: int) -> None:
-        self._folder, self._loads, self._runs = folder, loads, runs
-        cmake = shutil.which("cmake") or sys.exit("no cmake on PATH, which builds qn_runner (Debian, Ubuntu: apt-get install cmake)")
-        native = Path(build.__file__).parent / "native"
-        for command in (("-S", native, "-B", folder, f"-DEXECUTORCH={build.find_package()}"), ("--build", folder)):
-            subprocess.run([cmake, *command], check=True, capture_output=True)
-
-    def load(self, x: Tensor, *programs: bytes) -> list[_Loaded]:
-        """Loads the programs in turn, again and again."""
-        dtype = str(x.dtype).removeprefix("torch.")
-        (self._folder / "inputs").write_bytes(f"{dtype} {' '.join(map(str, x.shape))}\n".encode() + x.numpy().tobytes())
-        for index, program in enumerate(programs):
-            (self._folder / f"{index}.pte").write_bytes(program)
-        found = [[self._run(f"{index}.pte") for index in range(len(programs))] for _ in range(self._loads)]
-        return [self._median([each[index] for each in found]) for index in range(len(programs))]
-
-    def _run(self, program: str) -> dict[str, float]:
-        command = [self._folder / "qn_runner", program, "inputs", "outputs", "--runs", str(self._runs)]
-        done = subprocess.run(command, cwd=self._folder, check=True, capture_output=True, text=True)
-        found: dict[str, float] = json.loads(done.stdout)
-        return found
-
-    @staticmethod
-    def _median(found: list[dict[str, float]]) -> _Loaded:
-        def over(key: str, base: str | None = None) -> float:
-            return statistics.median(each[key] - (each[base] if base else 0) for each in found)
-
-        resident, peak = over("rss_loaded", "rss_before") / 2**20, over("rss_load_peak", "rss_before") / 2**20
-        return _Loaded(over("load_ms"), min(each["min_ms"] for each in found), resident, peak)
-
-
-def _workload(name: str, workload: Workload, runner: _Runner) -> list[Row]:
+def _workload(name: str, workload: Workload, runner: Runner) -> list[Row]:
     x = workload.inputs()
     program = random_program(workload.make().eval(), x, workload.recipe, workload.activations)
     written = write_file(EXPORTER, program, workload.activations)
@@ -167,7 +116,7 @@ def _rebuild() -> list[Row]:
     return rows
 
 
-def _embedding(runner: _Runner) -> list[Row]:
+def _embedding(runner: Runner) -> list[Row]:
     ids = torch.tensor([[7]])
     program = random_program(nn.Sequential(nn.Embedding(*EMBEDDING)).eval(), ids, LINEAR, DYNAMIC)
     data = write_file(EXPORTER, program, DYNAMIC).data
@@ -180,7 +129,7 @@ def _embedding(runner: _Runner) -> list[Row]:
     ]
 
 
-def _graph_form(runner: _Runner) -> list[Row]:
+def _graph_form(runner: Runner) -> list[Row]:
     """The stack of 12 layers, its weights looked up at every run."""
     x = torch.randn(1, 2048)
     program = random_program(stack().eval(), x, ONE_CODEBOOK, DYNAMIC)

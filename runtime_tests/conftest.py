@@ -86,6 +86,7 @@ def all_as(*methods: Method) -> Recipe:
 
 
 LOCAL = all_as(Table(2, 16, codebooks=8))
+IN_MEMORY = all_as(Table(2, 16, codebooks=4), Table(4, 200, codebooks=1), Table(4, 16, codebooks=1))
 EVERY_FORM = all_as(Table(4, 2048, codebooks=1), Table(4, 16, residual=16), Int4())
 PER_TENSOR = replace(RECIPE, per_tensor=True)
 LOOKED_UP = Recipe((Rule(Table(4, 16, codebooks=4, residual=16), module="Embedding"), Rule(Int4())), title="parity")
@@ -93,12 +94,13 @@ LOOKED_UP = Recipe((Rule(Table(4, 16, codebooks=4, residual=16), module="Embeddi
 
 @dataclass(frozen=True)
 class Fixture:
-    """One model of the suite: how it is made, what it reads, and how its activations are quantized."""
+    """One model of the suite: how it is made, what it reads, how its activations are quantized, and which tables stay tables in memory."""
 
     make: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor]
     activations: Activations
     recipe: Recipe = RECIPE
+    memory: str = "expanded"
 
 
 FIXTURES = {
@@ -109,6 +111,8 @@ FIXTURES = {
     "embedding, dynamic": Fixture(Words, tokens, DYNAMIC),
     "conv net, float activations": Fixture(ConvNet, images, NONE),
     "K=16 d=2 G=8, static": Fixture(mlp, features, STATIC, LOCAL),
+    "tables in memory, static": Fixture(wide_mlp, features, STATIC, IN_MEMORY, "compressed"),
+    "tables in memory, dynamic": Fixture(wide_mlp, features, DYNAMIC, IN_MEMORY, "compressed"),
     "K=2048, residual and int4, static": Fixture(wide_mlp, features, STATIC, EVERY_FORM),
     "K=2048, residual and int4, float activations": Fixture(wide_mlp, features, NONE, EVERY_FORM),
     "local and residual embedding, dynamic": Fixture(Words, tokens, DYNAMIC, LOOKED_UP),
@@ -244,7 +248,8 @@ def _export(fixture: Fixture, folder: Path) -> None:
     small = compress(capture(fixture.make().eval(), inputs, dynamic_shapes=shapes), fixture.recipe)
     save(calibrate(small, batches) if batches else small, folder / "model.pt")
     lanes = tuple(lane for lane in LANES if not missing(lane))
-    export(load(folder / "model.pt"), folder, ExportConfig(activations=fixture.activations.value, only=lanes))
+    options = {lane: {"memory": fixture.memory} for lane in lanes}
+    export(load(folder / "model.pt"), folder, ExportConfig(activations=fixture.activations.value, only=lanes, options=options))
 
 
 def _run_here(exporter: str, runs: tuple[Run, ...], inputs: Batch) -> tuple[Batch, ...]:

@@ -17,6 +17,7 @@ from runtime_tests.conftest import FIXTURES, lanes_of
 EXACT = (  # bit for bit the integer reference
     *("conv net, static", "residual conv net, static", "linear, static"),
     *("K=16 d=2 G=8, static", "K=2048, residual and int4, static", "int8 without tables, static", "linear without bias, static"),
+    "tables in memory, static",
     *("ResNet-20, static", "ResNet-20, QNNPACK", "demo's network, static", "concatenated branches, static"),
     *("inverted residual with ReLU6, static", "multiplied branches, static", "gates and curves, static"),
     "conv1d and conv transpose 1d, static",
@@ -62,6 +63,14 @@ def test_a_file_is_little_more_than_its_theory(climb: Any, lane: str) -> None:
 
 def test_tables_compute_what_dense_weights_compute(climb: Any, lane: str) -> None:
     assert verdicts(climb, find_exporters()[lane].filename)[4, "bit-identical"][0] == "bit-identical"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tables in memory, static", "tables in memory, dynamic"])
+def test_tables_stay_tables(climbs: Callable[[str], Any], name: str, lane: str) -> None:
+    memory = climbs(name).report.manifest.files[find_exporters()[lane].filename].memory
+    kept = {weight: 0 < entry.compressed < entry.expanded for weight, entry in memory.items()}
+    assert kept == {"0.weight": True, "2.weight": True, "4.weight": False}  # the last takes less as int8
 
 
 @pytest.mark.parametrize("name", lanes_of(EXACT))

@@ -107,7 +107,7 @@ def test_export_writes_a_build_and_tells_its_stages(model: Any, build: Any) -> N
 def test_verify_passes_on_the_real_runtimes(build: Any) -> None:
     done = subprocess.run([COMMAND, "verify", build.folder, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert stages(done.stderr) == [f"reading {build.folder}", "model.onnx on onnxruntime", "model.pte on ExecuTorch XNNPACK"]
+    assert stages(done.stderr) == [f"reading {build.folder}", "model.onnx on onnxruntime, model.pte on ExecuTorch XNNPACK"]
     report = json.loads(done.stdout)
     assert sorted(report) == ["checks", "folder", "passed"]
     assert (report["folder"], report["passed"]) == (str(build.folder), True)

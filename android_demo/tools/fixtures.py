@@ -22,12 +22,13 @@ from qn_deploy.verification.report import Report
 from qn_deploy.weights import table_blob
 
 SEED = 7
-RULES = {
-    "IDENTICAL": judge.identical,
-    "WITHIN_A_STEP": judge.within(judge.MAX_STEPS_TWINS),
-    "SIMILAR": judge.similar,
-    "CLOSE": judge.close,
-}
+NO_LOSS_DB = 1e9  # JSON has no infinity
+RULES = [
+    ("IDENTICAL", NO_LOSS_DB, judge.identical),
+    ("WITHIN_A_STEP", NO_LOSS_DB, judge.within(judge.MAX_STEPS_TWINS)),
+    *(("SIMILAR", loss_db, judge.similar(loss_db)) for loss_db in (NO_LOSS_DB, 23.0, 8.75, -NO_LOSS_DB)),
+    ("CLOSE", NO_LOSS_DB, judge.close),
+]
 
 
 class Fixtures:
@@ -75,9 +76,9 @@ class Fixtures:
         """Pairs of tensors, and what the ladder says of them."""
         pairs, cases = list(_pairs()), []
         for pair, (found, expected, step) in enumerate(pairs):
-            for rule, criterion in RULES.items():
+            for rule, loss_db, criterion in RULES:
                 check = judge.judge_output(3, "", found, expected, step, criterion)
-                cases.append({"pair": pair, "rule": rule, "step": step, **_verdict(check)})
+                cases.append({"pair": pair, "rule": rule, "loss": loss_db, "step": step, **_verdict(check)})
         (self.folder / "agreement.json").write_text(json.dumps({"cases": cases}))
         tensors = {f"{side}/{i}": pair[at].clone() for i, pair in enumerate(pairs) for at, side in enumerate(("found", "expected"))}
         save_file(tensors, self.folder / "agreement.safetensors")
@@ -96,7 +97,8 @@ def _pairs() -> Iterator[tuple[Tensor, Tensor, float | None]]:
             yield -expected, expected, step
             yield expected + 0.05 * torch.randint(-1, 2, shape, generator=draw), expected, step
             yield expected + 1e-3 * torch.randn(shape, generator=draw), expected, step
-            yield expected + 3e-3 * torch.randn(shape, generator=draw), expected, step  # between the two limits in dB
+            yield expected + 3e-3 * torch.randn(shape, generator=draw), expected, step  # between the limits in dB
+            yield expected + 3e-2 * torch.randn(shape, generator=draw), expected, step
             yield torch.zeros(shape), torch.zeros(shape), step
     for value in (float("nan"), float("inf"), -float("inf")):
         expected = torch.randn(2, 4, generator=draw)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend import build_backend
+from backend import build_libraries
 from runtimes import runtimes
 from shim import Machine, make
 from toolchain import APP, QUICK, BuildError, cache_folder, fail, jar, run, sources
@@ -166,7 +166,7 @@ def test(fixtures: Path, names: list[str], minified: bool, on_arm: bool) -> int:
         if minified:
             path = [minify([pack(work / "classes", work / "classes.jar"), *classes], around, work)]
         vm = (arm64 if on_arm else here)(work)
-        build_backend(vm.machine, vm.libraries)
+        build_libraries(vm.machine, vm.libraries)
         return vm.run([*path, *around], {"qn.fixtures": fixtures, "java.io.tmpdir": work}, tests)
 
 

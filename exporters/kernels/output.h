@@ -84,27 +84,34 @@ struct Dequantize final : Sink {
   }
 };
 
-// Dynamic activations with a scale and zero point for each row: fma(float(sum) * s_x, s_w, bias), as XNNPACK does.
+// How a runtime rounds activations that have a scale and zero point for each row, and the floats that it makes of their sums.
+//   kXnnpack:  x to even; fma(float(sum) * s_x, s_w, bias)
+//   kKleidiAi: x away from zero; float(sum) * (s_x * s_w) + bias. XNNPACK calls KleidiAI's kernels on ARM processors with dot products.
+enum class RowRule { kXnnpack, kKleidiAi };
+
+// Dynamic activations with a scale and zero point for each row.
 struct DequantizeRows final : Sink {
+  RowRule rule;
   const int32_t* row_sums;
-  const int32_t* zeros;     // [rows]
-  const float* x_scales;    // [rows]
-  const float* w_scale;     // [out], or [1]
-  bool by_row;
-  const float* bias;  // [out], or null
+  const int32_t* zeros;   // [rows]
+  const float* x_scales;  // [rows]
+  const float* w_scale;   // [out]
+  const float* bias;      // [out], or null
   Output<float> to;
 
-  DequantizeRows(const int32_t* row_sums, const int32_t* zeros, const float* x_scales, const float* w_scale, bool by_row, const float* bias,
+  DequantizeRows(RowRule rule, const int32_t* row_sums, const int32_t* zeros, const float* x_scales, const float* w_scale, const float* bias,
                  Output<float> to)
-      : row_sums(row_sums), zeros(zeros), x_scales(x_scales), w_scale(w_scale), by_row(by_row), bias(bias), to(to) {}
+      : rule(rule), row_sums(row_sums), zeros(zeros), x_scales(x_scales), w_scale(w_scale), bias(bias), to(to) {}
 
   void take(int64_t r0, int64_t rows, int64_t o0, int64_t outs, const int32_t* sums, int64_t stride) const override {
     for (int64_t r = 0; r < rows; ++r) {
       const Centred centred{row_sums, zeros[r0 + r], nullptr};
+      const float x_scale = x_scales[r0 + r];
       float* line = to.data + (r0 + r) * to.row;
       for (int64_t i = 0; i < outs; ++i) {
-        const float scaled = static_cast<float>(centred(sums[r * stride + i], o0 + i)) * x_scales[r0 + r];
-        line[(o0 + i) * to.column] = std::fma(scaled, w_scale[by_row ? o0 + i : 0], bias ? bias[o0 + i] : 0.0f);
+        const float value = static_cast<float>(centred(sums[r * stride + i], o0 + i)), scale = w_scale[o0 + i];
+        const float added = bias ? bias[o0 + i] : 0.0f;
+        line[(o0 + i) * to.column] = rule == RowRule::kXnnpack ? std::fma(value * x_scale, scale, added) : value * (x_scale * scale) + added;
       }
     }
   }

@@ -27,3 +27,23 @@ def packed(table: PQWeight) -> np.ndarray:
     halves = tiled(table).reshape(-1)
     pairs: np.ndarray = halves[0::2] | halves[1::2] << 4
     return pairs
+
+
+def unpacked(data: np.ndarray, out: int, columns: int, size: int) -> np.ndarray:
+    """uint8 [out, columns]: the codes from what `packed` makes of them.
+
+    Raises:
+        ValueError: the bytes do not fill the table, or what is past its end is not zero.
+    """
+    if size > SMALL:
+        if data.size != out * columns:
+            raise ValueError(f"{data.size} bytes of codes; expected {out * columns}")
+        return data.reshape(out, columns).copy()
+    tiles, groups = -(-out // TILE_ROWS), -(-columns // GROUP_COLUMNS)
+    if data.size != tiles * groups * TILE_ROWS * GROUP_COLUMNS // 2:
+        raise ValueError(f"{data.size} bytes of codes; expected {tiles * groups * TILE_ROWS * GROUP_COLUMNS // 2}")
+    halves = np.stack((data & 15, data >> 4), 1).reshape(tiles, groups, TILE_ROWS, GROUP_COLUMNS)
+    padded = halves.transpose(0, 2, 1, 3).reshape(tiles * TILE_ROWS, groups * GROUP_COLUMNS)
+    if padded[out:].any() or padded[:, columns:].any():
+        raise ValueError("codes past the end of the weight are not zero")
+    return padded[:out, :columns].copy()

@@ -34,7 +34,9 @@ QN_AVX2 void build(const int8_t* x, const int16_t* const* planes, int64_t column
   }
 }
 
-QN_AVX2 inline __m256i table(const uint8_t* at) { return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(at))); }
+QN_AVX2 inline __m256i table(const uint8_t* at) {
+  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(at)));
+}
 
 // Half a tile, 32 rows: sums of 64 rows would not fit the registers.
 //
@@ -45,7 +47,8 @@ QN_AVX2 void look_up_half(const uint8_t* codes, const uint8_t* lut, int64_t grou
   __m256i low[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, high[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   uint32_t low_extra = 0, high_extra = 0;  // of the high bytes: entry 0 of each table
   for (int64_t group = 0; group < groups; ++group, codes += 2 * 64) {
-    const __m256i q[2] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32))};
+    const __m256i q[2] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)),
+                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32))};
     for (int64_t part = 0; part < parts; ++part, lut += kGroupLutBytes) {
 #pragma GCC unroll 4
       for (int n = 0; n < 4; ++n) {
@@ -63,7 +66,8 @@ QN_AVX2 void look_up_half(const uint8_t* codes, const uint8_t* lut, int64_t grou
       }
     }
   }
-  const __m256i low_less = _mm256_set1_epi16(static_cast<int16_t>(low_extra << 8)), high_less = _mm256_set1_epi16(static_cast<int16_t>(high_extra << 8));
+  const __m256i low_less = _mm256_set1_epi16(static_cast<int16_t>(low_extra << 8)),
+                high_less = _mm256_set1_epi16(static_cast<int16_t>(high_extra << 8));
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
     const __m256i lows = _mm256_sub_epi16(low[v], low_less), highs = _mm256_sub_epi16(high[v], high_less);
@@ -141,7 +145,8 @@ QN_AVX2 void multiply_panel(const int16_t* x, int64_t rows, const int16_t* panel
 // int16 [rows][kDepth] from int8.
 QN_AVX2 void widen(const int8_t* x, int64_t rows, int64_t depth, int16_t* to) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t k = 0; k < depth; k += 16) _mm256_store_si256(reinterpret_cast<__m256i*>(to + r * kDepth + k), widened(x + r * kDepth + k));
+    for (int64_t k = 0; k < depth; k += 16)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to + r * kDepth + k), widened(x + r * kDepth + k));
   }
 }
 
@@ -168,8 +173,8 @@ QN_AVX2 void pack(const int8_t* w, int64_t w_stride, int64_t depth, int16_t* pan
 
 int16_t* aligned(int16_t* scratch) { return scratch + (32 - reinterpret_cast<uintptr_t>(scratch) % 32) / 2 % 16; }
 
-QN_AVX2 void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, int64_t outs, int64_t w_stride, int64_t depth, int32_t* sums,
-                      int64_t sums_stride, int16_t* scratch) {
+QN_AVX2 void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, int64_t outs, int64_t w_stride, int64_t depth,
+                      int32_t* sums, int64_t sums_stride, int16_t* scratch) {
   int64_t o = 0;
   if (rows >= kManyRows && outs >= kPanelRows) {
     int16_t *values = aligned(scratch), *panel = values + kDecodeRows * kDepth;
@@ -190,9 +195,11 @@ QN_AVX2 void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int
 
 QN_AVX2 inline __m256i sign_extended(__m256i low_bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(low_bytes, 8), 8); }
 
+}  // namespace
+
 // The panels of the four times sixteen rows of a tile, straight from the codes.
-QN_AVX2 void multiply_tile(const int8_t* x, int64_t rows, const uint8_t* codes, const int16_t* const* planes, int64_t groups, int64_t d, int32_t* sums,
-                           int64_t sums_stride, int16_t* scratch) {
+QN_AVX2 void multiply_tile_avx2(const int8_t* x, int64_t rows, const uint8_t* codes, const int16_t* const* planes, int64_t groups,
+                                int64_t d, int32_t* sums, int64_t sums_stride, int16_t* scratch) {
   const __m256i code = _mm256_set1_epi16(15);
   int16_t *values = aligned(scratch), *panels = values + kDecodeRows * kDepth;
   const int64_t depth = groups * 4 * d, panel_size = depth * kPanelRows;
@@ -221,9 +228,7 @@ QN_AVX2 void multiply_tile(const int8_t* x, int64_t rows, const uint8_t* codes, 
   for (int v = 0; v < 4; ++v) multiply_panel(values, rows, panels + v * panel_size, depth, sums + v * kPanelRows, sums_stride);
 }
 
-}  // namespace
-
-const Path kAvx2 = {"avx2", supported, {6, 16, 32}, look_up, build, multiply, multiply_tile};
+const Path kAvx2 = {"avx2", supported, {6, 16, 32}, look_up, build, multiply, multiply_tile_avx2, 2};
 
 }  // namespace qn
 #endif

@@ -163,9 +163,9 @@ QN_I8MM void multiply_i8mm(const int8_t* x, int64_t rows, int64_t x_stride, cons
 
 }  // namespace
 
-const Path kNeon = {"neon", supported, {INT64_MAX, INT64_MAX, INT64_MAX}, look_up, build, multiply, nullptr};
-const Path kNeonDot = {"neondot", supports_dot, {2, 4, 8}, look_up, build, multiply_dot, nullptr};
-const Path kNeonI8mm = {"neoni8mm", supports_i8mm, {2, 4, 8}, look_up, build, multiply_i8mm, nullptr};
+const Path kNeon = {"neon", supported, {INT64_MAX, INT64_MAX, INT64_MAX}, look_up, build, multiply, nullptr, 1};
+const Path kNeonDot = {"neondot", supports_dot, {2, 4, 8}, look_up, build, multiply_dot, nullptr, 1};
+const Path kNeonI8mm = {"neoni8mm", supports_i8mm, {2, 4, 8}, look_up, build, multiply_i8mm, nullptr, 1};
 
 }  // namespace qn
 #endif

@@ -37,6 +37,6 @@ void multiply(const int8_t* x, int64_t rows, int64_t x_stride, const int8_t* w, 
 
 }  // namespace
 
-const Path kPortable = {"portable", supported, {0, 0, 0}, look_up, build, multiply, nullptr};
+const Path kPortable = {"portable", supported, {0, 0, 0}, look_up, build, multiply, nullptr, 1};
 
 }  // namespace qn

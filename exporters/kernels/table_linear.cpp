@@ -8,9 +8,6 @@
 namespace qn {
 namespace {
 
-constexpr int64_t kLimit = int64_t{1} << 31;
-constexpr int64_t kMostInputs = int64_t{1} << 16;  // 128 * 127 * 2^16 and 2^16 * 2^15 fit int32
-
 // Lookups: rows of activations and tiles of the weight whose sums are kept at a time.
 constexpr int64_t kLookupRows = 2;
 constexpr int64_t kLookupTiles = 16;
@@ -47,7 +44,8 @@ int64_t parts_of(const Table& table) {
     for (int64_t entry = 0; entry < table.books * table.size; ++entry) {
       for (int64_t part = 0; part < parts; ++part) {
         int total = 0;
-        for (int64_t j = part * table.d / parts; j < (part + 1) * table.d / parts; ++j) total += std::abs(table.centroids[entry * table.d + j]);
+        for (int64_t j = part * table.d / parts; j < (part + 1) * table.d / parts; ++j)
+          total += std::abs(table.centroids[entry * table.d + j]);
         most = std::max(most, total);
       }
     }
@@ -59,30 +57,12 @@ int64_t parts_of(const Table& table) {
 struct RowSums final : Sink {
   int32_t* to;
   explicit RowSums(int32_t* to) : to(to) {}
-  void take(int64_t, int64_t, int64_t o0, int64_t outs, const int32_t* sums, int64_t) const override { std::copy(sums, sums + outs, to + o0); }
+  void take(int64_t, int64_t, int64_t o0, int64_t outs, const int32_t* sums, int64_t) const override {
+    std::copy(sums, sums + outs, to + o0);
+  }
 };
 
 }  // namespace
-
-size_t packed_bytes(int64_t out, int64_t columns, int64_t size) {
-  const int64_t codes = size > kSmall ? out * columns : padded(out, kTileRows) * padded(columns, kGroupColumns) / 2;
-  return static_cast<size_t>(codes);
-}
-
-const char* problem(const Table& table) {
-  const auto within = [](int64_t value, int64_t most) { return value >= 1 && value <= most; };
-  if (!within(table.size, 256)) return "a codebook must have 1 to 256 centroids";
-  if (!within(table.d, 64)) return "a code must stand for 1 to 64 weights";
-  if (!within(table.columns, kMostInputs) || table.columns * table.d > kMostInputs) return "a row must have 1 to 65536 weights";
-  if (!within(table.out, kLimit) || table.out * table.columns * table.d > kLimit * 16) return "the weight is too large";
-  if (!within(table.books, table.columns)) return "there must be 1 codebook to 1 for each column of codes";
-  if (table.code_bytes != packed_bytes(table.out, table.columns, table.size)) return "the codes do not fill the weight";
-  if (table.centroid_bytes != static_cast<size_t>(table.books * table.size * table.d)) return "the centroids do not fill the codebooks";
-  if (std::find(table.centroids, table.centroids + table.centroid_bytes, -128) != table.centroids + table.centroid_bytes) {
-    return "a centroid is -128; the range is -127 to 127";
-  }
-  return nullptr;
-}
 
 TableLinear::TableLinear(const Table& table, const Path* path) : table_(table), path_(path ? *path : *paths().front()) {
   const int64_t books = table.books, size = table.size, d = table.d;
@@ -155,7 +135,7 @@ void TableLinear::decode(const Input& x, int64_t first, int64_t last, const Sink
   const int64_t d = table_.d, groups = padded(table_.columns, kGroupColumns) / kGroupColumns;
   const int64_t step = kDepth / d / kGroupColumns * kGroupColumns;  // columns, whole groups
   constexpr int64_t kStride = kDecodeTiles * kTileRows;
-  const bool by_tile = table_.size <= kSmall && d % 2 == 0 && path_.multiply_tile != nullptr;
+  const bool by_tile = table_.size <= kSmall && path_.multiply_tile != nullptr && d % path_.tile_step == 0;
   const int64_t block = std::min(kDecodeRows, x.rows);
   std::vector<int32_t> sums(static_cast<size_t>(block * kStride));
   std::vector<int8_t> values(static_cast<size_t>(block * kDepth));
@@ -169,7 +149,9 @@ void TableLinear::decode(const Input& x, int64_t first, int64_t last, const Sink
       const int64_t rows = std::min(block, x.rows - r0);
       std::fill(sums.begin(), sums.end(), 0);
       for (int64_t column = 0; column < table_.columns; column += step) {
-        const int64_t columns = std::min(step, table_.columns - column), depth = padded(columns * d, kDepthStep);
+        const int64_t columns = std::min(step, table_.columns - column);
+        const int64_t depth =
+            padded((by_tile ? padded(columns, kGroupColumns) : columns) * d, kDepthStep);  // a tile's codes end with a group
         gather(x, r0, rows, column * d, columns * d, depth, values.data());
         if (by_tile) {
           const int64_t some = padded(columns, kGroupColumns) / kGroupColumns;

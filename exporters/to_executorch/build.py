@@ -8,11 +8,11 @@ from pathlib import Path
 from qn_deploy.errors import ToolchainError
 
 from ..compiler import compile_once, find_compiler, run_compiler
+from ..kernels.build import FLAGS, HEADERS, SOURCES
 
 LIBRARY = "libqn_xnnpack_backend.so"
 _NATIVE = Path(__file__).parent / "native"
-_SOURCE = _NATIVE / "qn_xnnpack_backend.cpp"
-_FLAGS = ("-O3", "-fPIC", "-shared")
+BACKENDS = (*(_NATIVE / name for name in ("qn_xnnpack_backend.cpp", "qn_table_backend.cpp")), *SOURCES)  # of the library
 
 
 def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None = None) -> Path:
@@ -33,18 +33,20 @@ def build_backend(compiler: tuple[str, ...] | None = None, package: Path | None 
     package = package or find_package()
     command = [
         *compiler,
-        *_FLAGS,
+        *FLAGS,
+        "-shared",
         *package_flags(package),
-        str(_SOURCE),
-        *(f"-L{package / 'lib'}", "-lexecutorch", f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
+        *map(str, BACKENDS),
+        *(f"-L{package / 'lib'}", "-Wl,--no-as-needed", "-lexecutorch", "-lexecutorch_threadpool", "-Wl,--as-needed"),
+        *(f"-Wl,-rpath,{package / 'lib'}", find_zlib(compiler)),
     ]
-    return compile_once(command, LIBRARY, (_SOURCE, *sorted(_NATIVE.glob("*.h"))), (package / "version.py").read_bytes())
+    return compile_once(command, LIBRARY, (*BACKENDS, *sorted(_NATIVE.glob("*.h")), *HEADERS), (package / "version.py").read_bytes())
 
 
 def package_flags(package: Path) -> tuple[str, ...]:
-    """What compiles against an ExecuTorch package; the two macros are set as they were for the package's own libraries."""
+    """What compiles against an ExecuTorch package; the macros are set as they were for the package's own libraries."""
     include = package / "include"
-    macros = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
+    macros = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED", "-DET_USE_THREADPOOL")
     return ("-std=c++17", *macros, "-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"))
 
 

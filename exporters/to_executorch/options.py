@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..kernels import MEMORY_OPTION, Memory
+
 
 @dataclass(frozen=True)
 class ExecutorchOptions:
@@ -12,6 +14,7 @@ class ExecutorchOptions:
 
     Attributes:
         form: "delegate" (tables expand when the program is loaded) or "graph" (weights are looked up at every run).
+        memory: which tables of linear layers stay tables in memory, in the delegate form.
     """
 
     form: Literal["delegate", "graph"] = field(
@@ -21,3 +24,4 @@ class ExecutorchOptions:
             "in the graph, which take the least memory, need float activations, and are slow."
         },
     )
+    memory: Memory = field(default="expanded", metadata=MEMORY_OPTION)

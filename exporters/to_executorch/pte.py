@@ -4,6 +4,9 @@ XNNPACK's ahead-of-time side stores each constant as named data under the SHA-25
 blobs, shortens the keys, compresses the graphs and renames the delegate to QnXnnpackBackend; `to_stock` is the exact inverse. Working on
 the finished file keeps lowering free of our code: one lowering gives both files, and which backend class, partitioner options or control
 flow made them does not matter.
+
+A delegate of one linear layer may keep its table in memory: it is renamed to QnTableLinear, its graph goes into a layer blob and its weight
+into a tile blob. `to_stock` undoes that as well.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from math import prod
 from typing import Any
@@ -19,12 +23,16 @@ import torch
 
 from qn_deploy.errors import ExportError, InputError
 from qn_deploy.quiet import quiet
-from qn_deploy.weights.table_blob import is_blob, unpack
+from qn_deploy.weights import table_blob
+from qn_deploy.weights.compressed import PQWeight
 
-from . import graph_blob
+from . import graph_blob, layer_blob, tile_blob
+from .layer_blob import Layer
 
 STOCK_BACKEND = "XnnpackBackend"
 TABLE_BACKEND = "QnXnnpackBackend"
+LAYER_BACKEND = "QnTableLinear"
+OUR_BACKENDS = (TABLE_BACKEND, LAYER_BACKEND)
 KEY_DIGITS = 8  # that a short key keeps of the 64 of a SHA-256
 GRAPH_DIGITS = 16  # that a graph keeps of such a key: they do not deflate, and XNNPACK's cache of weights tells programs apart by them
 STOCK_ALIGNMENT = 128  # of a segment, as ExecutorchBackendConfig has it
@@ -61,12 +69,13 @@ def backends(pte: bytes) -> set[str]:
     return {delegate.id for delegate in _delegates(_parse(pte))}
 
 
-def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
+def to_tables(pte: bytes, tables: Mapping[str, bytes], layers: tuple[Layer, ...] = ()) -> bytes:
     """The same program with each constant that `tables` holds stored as its table; `pte` itself if it holds none of them.
 
     Args:
         pte: a program lowered by the stock XnnpackPartitioner.
-        tables: blobs by the key of the constant that they stand for, as `named_blobs` gives them.
+        tables: blobs by the key of the constant that they stand for, as `named_blobs` gives them; tile blobs for those of `layers`.
+        layers: delegates of one linear layer each that keep their tables in memory, see `kept_in`.
 
     Raises:
         InputError: the bytes are no .pte.
@@ -74,7 +83,7 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
     """
     file = _parse(pte)
     constants = _entries(file)
-    if any(is_blob(data) for data in constants.values()):
+    if any(_is_table(data) for data in constants.values()):
         raise ExportError("a constant of the program starts like a table blob; was it given tables before?")
     if not constants.keys() & tables.keys():
         return pte
@@ -83,7 +92,14 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
     keys = short_keys(constants) if ours_alone else {}
     _replace_constants(file, {key: tables[key] for key in constants.keys() & tables.keys()}, keys)
     blanks = {full: _blanked(full) for full, short in keys.items() if full != short}
-    _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, lambda graph: graph_blob.deflate(_with_keys(graph, blanks)))
+
+    def packed(graph: bytes) -> bytes:
+        return graph_blob.deflate(_with_keys(graph, blanks))
+
+    for layer in layers:
+        named = layer.renamed(keys)
+        _replace_graphs(file, STOCK_BACKEND, LAYER_BACKEND, partial(_pack_layer, named, packed), holding=layer.weight)
+    _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, packed)
     result = _serialize(file, ALIGNMENT if ours_alone else STOCK_ALIGNMENT)
     if not _expands_to(result, pte):
         raise ExportError(
@@ -96,20 +112,66 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes]) -> bytes:
 def to_stock(pte: bytes) -> bytes:
     """The same program with every table expanded: it runs on the stock runtime and computes bit for bit the same.
 
-    `pte` itself if no part of it runs on QnXnnpackBackend.
+    `pte` itself if no part of it runs on our backends.
 
     Raises:
         InputError: the bytes are no .pte, or a blob in it is damaged.
     """
     file = _parse(pte)
-    if TABLE_BACKEND not in {delegate.id for delegate in _delegates(file)}:
+    if not {delegate.id for delegate in _delegates(file)}.intersection(OUR_BACKENDS):
         return pte  # written anew, a program without named data would differ in its padding
-    constants = {key: unpack(data) if is_blob(data) else data for key, data in _entries(file).items()}
+    constants = {key: _unpack(data) for key, data in _entries(file).items()}
     keys = {key: _full_key(key, data) for key, data in constants.items()}
     _replace_constants(file, constants, keys)
     full = {_blanked(full): full for key, full in keys.items() if full != key}
-    _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, lambda graph: _with_keys(graph_blob.inflate(graph), full))
+
+    def unpacked(graph: bytes) -> bytes:
+        return _with_keys(graph_blob.inflate(graph), full)
+
+    _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, unpacked)
+    _replace_graphs(file, LAYER_BACKEND, STOCK_BACKEND, lambda blob: unpacked(layer_blob.graph_of(blob)))
     return _serialize(file, STOCK_ALIGNMENT)
+
+
+def kept_in(pte: bytes, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Those of some layers that have a delegate of their own with the constants that the layer names.
+
+    Raises:
+        InputError: the bytes are no .pte.
+    """
+    file = _parse(pte)
+    held, graphs = set(_entries(file)), [bytes(graph.data) for graph in file.program.backend_delegate_data]
+    return tuple(
+        layer
+        for layer in layers
+        if held.issuperset(layer.keys)
+        and [all(key.encode() in graph for key in layer.keys) for graph in graphs if layer.weight.encode() in graph] == [True]
+    )
+
+
+def table_of(constant: bytes) -> PQWeight | None:
+    """The table that a constant is stored as, or None.
+
+    Raises:
+        InputError: it is a damaged one.
+    """
+    if tile_blob.is_blob(constant):
+        return tile_blob.read(constant)
+    return table_blob.read(constant) if table_blob.is_blob(constant) else None
+
+
+def _is_table(constant: bytes) -> bool:
+    return table_blob.is_blob(constant) or tile_blob.is_blob(constant)
+
+
+def _unpack(constant: bytes) -> bytes:
+    if tile_blob.is_blob(constant):
+        return tile_blob.unpack(constant)
+    return table_blob.unpack(constant) if table_blob.is_blob(constant) else constant
+
+
+def _pack_layer(layer: Layer, packed: Callable[[bytes], bytes], graph: bytes) -> bytes:
+    return layer_blob.pack(layer, packed(graph))
 
 
 def short_keys(constants: Mapping[str, bytes]) -> dict[str, str]:
@@ -194,9 +256,10 @@ def _replace_constants(file: Any, constants: Mapping[str, bytes], keys: Mapping[
     file.named_data.pte_data = {keys.get(key, key): entry for key, entry in entries.items()}
 
 
-def _replace_graphs(file: Any, backend: str, renamed: str, replace: Callable[[bytes], bytes]) -> None:
+def _replace_graphs(file: Any, backend: str, renamed: str, changed: Callable[[bytes], bytes], holding: str = "") -> None:
+    """Renames the delegates of a backend whose graphs have these words in them, and changes their graphs."""
     for delegate in _delegates(file):
-        if delegate.id == backend:
+        graph = file.program.backend_delegate_data[delegate.processed.index]
+        if delegate.id == backend and holding.encode() in bytes(graph.data):
             delegate.id = renamed
-            graph = file.program.backend_delegate_data[delegate.processed.index]
-            graph.data = replace(bytes(graph.data))
+            graph.data = changed(bytes(graph.data))

@@ -8,9 +8,8 @@ import torch
 
 from qn_deploy.program.program import Batch
 from qn_deploy.weights.compressed import INT8_MAX
-from qn_deploy.weights.table_blob import is_blob, read
 
-from .pte import constants, named_data
+from .pte import constants, named_data, table_of
 from .runtime import load_program
 
 SINGLE_VALUES = torch.arange(-INT8_MAX, INT8_MAX + 1, dtype=torch.int8).reshape(1, -1, 1)  # as which a blob holds an int8 weight
@@ -27,8 +26,7 @@ def weight_hashes(data: bytes) -> set[str]:
     hashes = {sha256(constant).hexdigest() for constant in constants(data)}
     for constant in named_data(data).values():
         parts = [constant]
-        if is_blob(constant):
-            table = read(constant)
+        if (table := table_of(constant)) is not None:
             parts = [part.contiguous().numpy().tobytes() for part in (table.int8(), table.scale)]
         hashes.update(sha256(part).hexdigest() for part in parts)
     return hashes
@@ -36,6 +34,6 @@ def weight_hashes(data: bytes) -> set[str]:
 
 def table_hashes(data: bytes) -> set[str]:
     """The sha256 of the int8 values of each weight that the file holds as a table; int8 weights, in blobs of single values, are none."""
-    tables = [read(constant) for constant in named_data(data).values() if is_blob(constant)]
+    tables = [table for constant in named_data(data).values() if (table := table_of(constant)) is not None]
     compressed = [table for table in tables if not torch.equal(table.centroids, SINGLE_VALUES)]
     return {sha256(table.int8().contiguous().numpy().tobytes()).hexdigest() for table in compressed}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from qn_deploy.exporting.runner import Runner, compile_for_device
 
-from .build import package_flags
+from ..kernels.build import FLAGS, FOLDER
+from .build import BACKENDS, package_flags
 
 _NATIVE = Path(__file__).parent / "native"
-_SOURCES = ("qn_runner.cpp", "qn_xnnpack_backend.cpp")
 _LIBRARIES = (
     "executorch",
     "executorch_kernels_optimized",
@@ -26,9 +26,9 @@ def _build(compiler: tuple[str, ...], wheel: Path, bundle: Path) -> None:
         shutil.copy(package / "lib" / f"lib{name}.so", lib)
     # Kernels and backends register themselves; nothing refers to them by name.
     libraries = ("-Wl,--no-as-needed", *(f"-l{name}" for name in _LIBRARIES), "-Wl,--as-needed", "-l:libz.so.1", f"-Wl,-rpath-link,{lib}")
-    sources = (str(_NATIVE / name) for name in _SOURCES)
+    sources = map(str, (_NATIVE / "qn_runner.cpp", *BACKENDS))
     compile_for_device(
-        (*compiler, "-O2", *package_flags(package), *sources, "-o", str(bundle / "bin" / RUNNER.program), f"-L{lib}", *libraries)
+        (*compiler, *FLAGS, *package_flags(package), *sources, "-o", str(bundle / "bin" / RUNNER.program), f"-L{lib}", *libraries)
     )
 
 
@@ -36,6 +36,6 @@ RUNNER = Runner(
     program="qn_runner",
     package="executorch",
     wheels={"1.5.1": "8ee02348a3ea80ddf770822911ebf78da616b73afce0fbaaa79f23311c88c66a"},
-    sources=(_NATIVE,),
+    sources=(_NATIVE, FOLDER),
     build=_build,
 )

@@ -18,7 +18,7 @@ from qn_deploy.errors import InputError
 from qn_deploy.quiet import quiet
 
 from .build import build_backend
-from .pte import TABLE_BACKEND
+from .pte import OUR_BACKENDS
 
 _one_at_a_time = Lock()  # sys.stderr is the whole process's
 
@@ -74,7 +74,7 @@ def load_program(source: bytes | Path | str) -> LoadedProgram:
     except OSError as error:
         raise InputError(f"can't read {name}: {error.strerror}; expected a .pte file") from None
     runtime, verification = _runtime()
-    if TABLE_BACKEND.encode() in data:
+    if any(backend.encode() in data for backend in OUR_BACKENDS):
         _register_backend()
     with _native_errors(f"ExecuTorch can't load {name} (expected a .pte)"):
         return LoadedProgram(runtime.load_program(data, verification=verification.InternalConsistency), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from qn_deploy.quiet import quiet
 from qn_deploy.weights.compressed import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.weights.table_blob import DType, named_blobs
 
+from ..kernels.memory import chosen, in_memory, remarks
+from . import tile_blob
 from .graph_form import look_up_late, look_up_weights
+from .layer_blob import Layer
 from .options import ExecutorchOptions
-from .pte import named_data, to_tables
+from .pte import kept_in, named_data, to_tables
 from .read import SINGLE_VALUES
 from .refusal import refusal
 from .shapes import core_operators, simplify_reshapes
@@ -47,34 +51,46 @@ def write(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Wri
     if options.form == "graph":
         return _write_graph_form(program, lowered)
     _check_groups(program)
-    return _write_delegate_form(program, lowered)
+    return _write_delegate_form(program, lowered, options)
 
 
-def _write_delegate_form(program: Program, lowered: Lowered) -> Written:
-    edge, stock = lower_to_xnnpack(lowered.exported)
+def _write_delegate_form(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Written:
+    edge, stock, found = lower_to_xnnpack(lowered.exported, kept=_tables_to_keep(lowered, options))
     blobs = {name: named_blobs({name: table}, dtype) for name, (table, dtype) in _tables(lowered).items()}
     tables = {key: blob for entry in blobs.values() for key, blob in entry.items()}
     held = named_data(stock).keys()
     dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]
     notes = [f"{name} is stored dense: XNNPACK does not hold it as it is, or its table would be larger" for name in dense]
     notes += [*_recurrent(program), *_portable(edge)]
+    layers = kept_in(stock, tuple(layer for layer in found if layer.weight in tables))
+    kept = {layer.weight: weight for layer in layers if isinstance(weight := lowered.weights[layer.name], PQWeight)}
+    memory = in_memory(lowered.weights, [layer.name.removesuffix(INT8_SUFFIX) for layer in layers], options.memory)
     return Written(
-        data=to_tables(stock, tables),
+        data=to_tables(stock, tables | {key: tile_blob.pack(table) for key, table in kept.items()}, layers),
         lowered=lowered,
-        notes=tuple(notes),
+        notes=(*notes, *remarks(memory, options.memory)),
         companions={STOCK_FORM: pack(stock, tables)},
         facts=_narrowed(program, edge),
         dense=tuple(dense),
         folded=_folded(program, lowered, edge),
+        memory=memory,
     )
 
 
 def _write_graph_form(program: Program, lowered: Lowered) -> Written:
     exported, remarks = look_up_weights(lowered, program.golden.inputs)
-    edge, data = lower_to_xnnpack(exported, graph_form=True)
+    edge, data, _ = lower_to_xnnpack(exported, graph_form=True)
     notes = (*remarks, *_recurrent(program), *_portable(edge))
     facts = {"form": "graph", **_narrowed(program, edge)}
     return Written(data, lowered, notes, facts=facts, folded=_folded(program, lowered, edge))
+
+
+def _tables_to_keep(lowered: Lowered, options: ExecutorchOptions) -> set[str]:
+    """The int8 weights whose tables should stay tables in memory, by their names in the graph."""
+    stays = chosen(options.memory)
+    return {
+        name for name, weight in lowered.weights.items() if name.endswith(INT8_SUFFIX) and isinstance(weight, PQWeight) and stays(weight)
+    }
 
 
 def _folded(program: Program, lowered: Lowered, edge: ExportedProgram) -> tuple[str, ...]:
@@ -166,8 +182,13 @@ def _bounds(size: Any) -> tuple[int, int]:
     return least if least > 2 else 1, most  # torch says 2 where 1 is allowed, too
 
 
-def lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, bytes]:
-    """The edge program and the stock .pte of a graph.
+def lower_to_xnnpack(exported: Any, graph_form: bool = False, kept: Set[str] = frozenset()) -> tuple[Any, bytes, tuple[Layer, ...]]:
+    """The edge program and the stock .pte of a graph, and its layers that are delegates of their own.
+
+    Args:
+        exported: the graph.
+        graph_form: in which no delegate holds more than one operator.
+        kept: int8 weights whose layers are to be delegates of their own.
 
     Raises:
         ExportError: ExecuTorch can't lower it.
@@ -179,6 +200,8 @@ def lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, byte
 
         # In the graph form a delegate for each operator: one delegate for all would hold the rows of all layers at once.
         # An unsqueeze that is left has two dynamic sizes: XNNPACK would ask for it, and then refuse the graph.
+        from .kept_layers import KeptLayers, describe, separate_inputs
+
         configs = [config for config in ALL_PARTITIONER_CONFIGS if config is not UnsqueezeCopyConfig]
         partitioner = XnnpackPartitioner(configs, per_op_mode=graph_form)
         passes = None if graph_form else [simplify_reshapes]  # a delegate for each view would cost more than the view
@@ -187,11 +210,15 @@ def lower_to_xnnpack(exported: Any, graph_form: bool = False) -> tuple[Any, byte
             # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
                 core = core_operators(exported, partitioner.ops_to_not_decompose(exported)[0])
-                edge = to_edge_transform_and_lower(core, partitioner=[partitioner], transform_passes=passes)
+                layers = describe(core, kept)
+                separate_inputs(core, layers.keys())
+                alone = KeptLayers(configs, layers.keys())
+                partitioners = [alone, partitioner] if layers else [partitioner]
+                edge = to_edge_transform_and_lower(core, partitioner=partitioners, transform_passes=passes)
                 program = edge.exported_program()
                 if graph_form:
                     look_up_late(program.graph, set(program.graph_signature.user_inputs))
-                return program, bytes(edge.to_executorch().buffer)
+                return program, bytes(edge.to_executorch().buffer), tuple(layers[name] for name in alone.taken)
         except Exception as error:  # exir raises many classes; each means that it can't lower this graph
             raise ExportError(refusal(error)) from error
 

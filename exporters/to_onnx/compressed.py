@@ -16,36 +16,12 @@ from onnx import helper, numpy_helper
 
 from qn_deploy.weights.compressed import PQWeight
 
-from ..kernels.packing import SMALL, TILE_ROWS, packed, tiled
+from ..kernels.packing import SMALL, tiled
 from .functions import DOMAIN, DYNAMIC, INPUTS, OPSET, STATIC, STATIC_CONV, STATIC_MATMUL, function
 from .names import DECODED
 
 _STATIC = {"Gemm": STATIC, "MatMul": STATIC_MATMUL, "Conv": STATIC_CONV}
 _IR_VERSION = 10  # the first with uint4
-_MOST_INPUTS, _MOST_CENTROIDS, _LARGEST_BLOCK = 1 << 16, 256, 64  # that the kernels take
-
-
-def fits(table: PQWeight) -> bool:
-    """True if the kernels take such a table."""
-    _, size, d = table.centroids.shape
-    return table.residual is None and size <= _MOST_CENTROIDS and d <= _LARGEST_BLOCK and table.codes.shape[1] * d <= _MOST_INPUTS
-
-
-def pays(table: PQWeight) -> bool:
-    """True if a product with such a table takes less memory and, of one row, less time than with its int8 values.
-
-    As benchmarks/kernels.py finds: at most 16 centroids are looked up by byte shuffles; larger ones are decoded at each run, two to three
-    times slower than int8 for one row of activations. A lookup of one weight does not make up for its own cost, and fewer rows than a tile
-    has waste its lanes.
-    """
-    return fits(table) and table.centroids.shape[1] <= SMALL and table.block_size >= 2 and len(table.codes) >= TILE_ROWS
-
-
-def bytes_in_memory(table: PQWeight) -> int:
-    """What a kernel keeps of a table: codes, centroids twice, the second time in the order of the lookups, and a sum and a scale a row."""
-    books, size, d = table.centroids.shape
-    lookups = books * d * (SMALL * 2 if size <= SMALL else _MOST_CENTROIDS)
-    return packed(table).nbytes + table.centroids.numel() + lookups + 8 * len(table.codes)
 
 
 @dataclass(frozen=True)

@@ -25,4 +25,4 @@ def build_library() -> Path:
 
 def library_command(compiler: tuple[str, ...]) -> tuple[str, ...]:
     """What compiles the library, but for the file to write."""
-    return (*compiler, *FLAGS, "-shared", "-fvisibility=hidden", *map(str, SOURCES), str(_SOURCE))
+    return (*compiler, *FLAGS, "-shared", f"-Wl,-soname,{LIBRARY}", "-fvisibility=hidden", *map(str, SOURCES), str(_SOURCE))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+
+from ..kernels import MEMORY_OPTION, Memory
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,4 @@ class OnnxOptions:
         default=False,
         metadata={"flag": "--allow-unfused", "help": "write the file even if onnxruntime would run a layer in float."},
     )
-    memory: Literal["expanded", "compressed", "auto"] = field(
-        default="expanded",
-        metadata={
-            "flag": "--memory",
-            "help": "tables in memory, where libqn_onnx_ops.so is registered: int8, as they are, or as they are where it is fast.",
-        },
-    )
+    memory: Memory = field(default="expanded", metadata=MEMORY_OPTION)

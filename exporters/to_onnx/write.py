@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 
 import onnx
 import onnx_ir as ir
@@ -20,8 +19,9 @@ from qn_deploy.quiet import quiet
 from qn_deploy.targets import Target
 from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
+from ..kernels.memory import chosen, in_memory, remarks
 from . import linears, modules, passes, shell, transposed, trim
-from .compressed import bytes_in_memory, fits, keep_tables, pays
+from .compressed import keep_tables
 from .fusions import check_fusions
 from .large import externalize
 from .library import LIBRARY
@@ -71,7 +71,7 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # onnx-ir repeats the shape of each initializer there
     tables = _tables_to_keep(lowered, options)
-    kept = {name: tables[name] for name in keep_tables(proto, tables)}
+    memory = in_memory(lowered.weights, keep_tables(proto, tables), options.memory)
     describe(proto, program, simulated)
     modules.shorten(proto)
     parts = externalize(proto)
@@ -81,29 +81,20 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
     return Written(
         data=data,
         lowered=simulated,
-        notes=(*_fusions(data, parts, options), *_memory(kept, options)),
+        notes=(*_fusions(data, parts, options), *remarks(memory, options.memory, f" where {LIBRARY} is registered")),
         companions=shell.split(data, simulated.weights, parts) if options.shell else {},
         facts=facts(proto, simulated, target),
         parts=parts,
         folded=_folded(program, lowered, proto),
+        memory=memory,
     )
 
 
 def _tables_to_keep(lowered: Lowered, options: OnnxOptions) -> dict[str, PQWeight]:
     """The tables that should stay tables in memory, by the name of the parameter."""
-    chosen = {"expanded": lambda table: False, "compressed": fits, "auto": pays}[options.memory]
+    stays = chosen(options.memory)
     tables = {name.removesuffix(INT8_SUFFIX): weight for name, weight in lowered.weights.items() if isinstance(weight, PQWeight)}
-    return {name: table for name, table in tables.items() if chosen(table)}
-
-
-def _memory(kept: Mapping[str, PQWeight], options: OnnxOptions) -> tuple[str, ...]:
-    if options.memory == "expanded":
-        return ()
-    if not kept:
-        return ("no layer keeps its table in memory: none has the form that the kernels take",)
-    small, large = sum(map(bytes_in_memory, kept.values())), sum(prod(table.shape) for table in kept.values())
-    layers = f"{len(kept)} layers keep their tables" if len(kept) > 1 else "1 layer keeps its table"
-    return (f"{layers} in memory where {LIBRARY} is registered: {small:,} bytes instead of {large:,}",)
+    return {name: table for name, table in tables.items() if stays(table)}
 
 
 def _folded(program: Program, lowered: Lowered, model: onnx.ModelProto) -> tuple[str, ...]:

@@ -68,28 +68,37 @@ def chosen_options(context: click.Context) -> dict[str, dict[str, Any]]:
 
 
 def _exporter_options() -> Iterator[click.Option]:
+    """An option for each flag; one that several exporters bring is chosen for all of them."""
     from qn_deploy.exporting.exporter import find_exporters
 
+    brought: dict[str, list[tuple[str, Field[Any], Any]]] = {}
     for name, exporter in find_exporters().items():
         hints = get_type_hints(exporter.options)
         for entry in fields(exporter.options):
-            yield _option(name, entry, hints[entry.name])
+            flag = entry.metadata.get("flag", f"--{name}-{entry.name}".replace("_", "-"))
+            brought.setdefault(flag, []).append((name, entry, hints[entry.name]))
+    for flag, owners in brought.items():
+        yield _option(flag, owners)
 
 
-def _option(exporter: str, entry: Field[Any], kind: Any) -> click.Option:
+def _option(flag: str, owners: list[tuple[str, Field[Any], Any]]) -> click.Option:
     def keep(context: click.Context, _: click.Parameter, value: Any) -> None:
-        if value != entry.default:
-            context.meta.setdefault(_CHOSEN, {}).setdefault(exporter, {})[entry.name] = value
+        for exporter, entry, _kind in owners:
+            if value != entry.default:
+                context.meta.setdefault(_CHOSEN, {}).setdefault(exporter, {})[entry.name] = value
 
-    flag = entry.metadata.get("flag", f"--{exporter}-{entry.name}".replace("_", "-"))
+    _, first, kind = owners[0]
     is_flag = kind is bool
+    said: dict[str, list[str]] = {}
+    for exporter, entry, _ in owners:
+        said.setdefault(entry.metadata["help"], []).append(exporter)
     return click.Option(
         [flag],
         type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else None if is_flag else kind,
         is_flag=is_flag,
-        default=entry.default,
+        default=first.default,
         show_default=not is_flag,
-        help=f"{exporter}: {entry.metadata['help']}",
+        help=" ".join(f"{', '.join(names)}: {words}" for words, names in said.items()),
         expose_value=False,
         callback=keep,
     )

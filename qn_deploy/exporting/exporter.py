@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from qn_deploy.errors import ExportError
 
@@ -35,6 +35,24 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
+class WeightMemory:
+    """What a weight takes in memory once a program is loaded: in bytes, without scales and biases, which are there in any case.
+
+    Attributes:
+        expanded: as int8 values.
+        compressed: as a table, with what the kernels keep beside it; 0 where the program does not keep the table.
+    """
+
+    expanded: Annotated[int, range(1 << 53)]
+    compressed: Annotated[int, range(1 << 53)] = 0
+
+    @property
+    def taken(self) -> int:
+        """In this program."""
+        return self.compressed or self.expanded
+
+
+@dataclass(frozen=True)
 class Written:
     """A program in a runtime's own format.
 
@@ -47,6 +65,7 @@ class Written:
         parts: files by name that belong to the file and have to lie beside it, as it is too large for one.
         dense: weights that the file holds without their table, on purpose.
         folded: weights that the file does not hold at all: what reads them was computed when the file was written.
+        memory: what each table takes in memory, where some were to stay tables there.
     """
 
     data: bytes
@@ -57,6 +76,7 @@ class Written:
     parts: Mapping[str, bytes] = field(default_factory=dict)
     dense: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
+    memory: Mapping[str, WeightMemory] = field(default_factory=dict)
 
 
 class Exporter(Protocol):

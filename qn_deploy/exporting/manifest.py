@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal
 
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.config import ExportConfig, Scheme
+from qn_deploy.exporting.exporter import WeightMemory
 from qn_deploy.exporting.schema import from_json
 from qn_deploy.files import MAX_BYTES, read_bytes
 
-FORMAT, VERSION = "qn-deploy build", 4
+FORMAT, VERSION = "qn-deploy build", 5
 MANIFEST, GOLDEN = "manifest.json", "golden.safetensors"
 REPORT = "report.html"  # lies beside them, and is not listed: it may be drawn anew
 MAX_MANIFEST = 64 << 20  # bytes
@@ -61,6 +62,7 @@ class FileEntry:
         inexact: operators of a static file without an exact integer rule; empty means that its runtime must match bit for bit.
         dense: weights that it holds without their table, on purpose.
         folded: weights that it does not hold, as what reads them was computed when it was written.
+        memory: what each table takes once it is loaded, where the export chose which stay tables.
     """
 
     exporter: str
@@ -76,6 +78,7 @@ class FileEntry:
     inexact: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
+    memory: dict[str, WeightMemory] = field(default_factory=dict)
 
     @property
     def is_static(self) -> bool:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from qn_deploy.graph.lifted import with_constants
 from qn_deploy.program.program import Program
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight, to_int8
 
@@ -25,12 +25,8 @@ def narrow(program: Program, limit: int) -> Program:
         limit: 1 to 127.
     """
     weights = {name: _narrowed(weight, limit) for name, weight in program.weights.items()}
-    exported = copy.deepcopy(program.exported)
-    for name, weight in weights.items():
-        if weight is not program.weights[name]:
-            with torch.no_grad():
-                exported.state_dict[name].copy_(weight.dequantize())
-    return replace(program, exported=exported, weights=weights)
+    values = {name: weight.dequantize() for name, weight in weights.items() if weight is not program.weights[name]}
+    return replace(program, exported=with_constants(program.exported, values), weights=weights)
 
 
 def _narrowed(weight: CompressedWeight, limit: int) -> CompressedWeight:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from qn_deploy.bench.measure import Times
+    from qn_deploy.exporting.exporter import WeightMemory
     from qn_deploy.exporting.manifest import FileEntry, Manifest, WeightEntry
     from qn_deploy.program.account import Part
     from qn_deploy.targets import Target
@@ -78,6 +79,25 @@ def weights_table(title: str, weights: Mapping[str, WeightEntry], left: Mapping[
             name, entry.kind, "x".join(map(str, entry.shape)), *columns, size(entry.bytes), f"{8 * entry.bytes / prod(entry.shape):.2f}"
         )
     return Group(table, *_left(left))
+
+
+def memory_table(manifest: Manifest) -> Group:
+    """For each file of whose tables some stay tables in memory: what each takes there."""
+    tables: list[RenderableType] = []
+    for file, entry in manifest.files.items():
+        if not entry.memory:
+            continue
+        table = new_table("weight", "int8", "as a table", "taken", title=f"{file}: memory of its tables once it is loaded, in bytes")
+        for name, weight in entry.memory.items():
+            table.add_row(escape(name), f"{weight.expanded:,}", f"{weight.compressed:,}" if weight.compressed else "", f"{weight.taken:,}")
+        table.add_section()
+        table.add_row("all", *(f"{sum(numbers):,}" for numbers in _columns(entry.memory.values())))
+        tables.append(table)
+    return Group(*tables)
+
+
+def _columns(weights: Iterable[WeightMemory]) -> Iterable[tuple[int, ...]]:
+    return zip(*((weight.expanded, weight.compressed, weight.taken) for weight in weights), strict=True)
 
 
 def account_table(files: Mapping[str, Iterable[Part]]) -> Group:

@@ -80,6 +80,7 @@ def check_claims(manifest: Manifest, golden: Vectors, program: Program, exporter
             "inexact": tuple(inexact_operators(lowered.exported)) if is_static else (),
             "dense": written.dense,
             "folded": written.folded,
+            "memory": dict(written.memory),
         }
         if wrong := [key for key, value in told.items() if getattr(entry, key) != value]:
             found = "; ".join(f"{key} is {getattr(entry, key)}, {told[key]} in the program" for key in wrong)

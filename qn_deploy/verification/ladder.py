@@ -15,7 +15,9 @@ Rungs 1-4 failing is a bug of ours; so a conversion bug and a quantization loss 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 from qn_deploy.errors import QnDeployError, first_line
@@ -30,6 +32,8 @@ from qn_deploy.verification.devices.find import CPU, open_device
 from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, identical, judge, similar
 from qn_deploy.verification.loss import check_loss
 from qn_deploy.verification.report import Report
+
+_AT_ONCE = 32 << 20  # bytes of files that are checked at the same time; of larger ones the memory counts more than the seconds
 
 
 def verify(
@@ -61,12 +65,18 @@ def verify(
     files = {name: _read_files(folder, name, manifest) for name, entry in manifest.files.items()}
     checks: list[Check] = []
     outputs: dict[str, Batch] = {}
-    for name, entry in manifest.files.items():
-        progress(f"{name} on {entry.runtime}")
-        file_checks, result = _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
-        checks += file_checks
-        if result is not None:
-            outputs[name] = result
+    progress(", ".join(f"{name} on {entry.runtime}" for name, entry in manifest.files.items()))
+
+    def check_file(name: str) -> tuple[list[Check], Batch | None]:
+        entry = manifest.files[name]
+        return _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
+
+    at_once = len(files) if sum(len(each.data) for each in files.values()) <= _AT_ONCE else 1
+    with ThreadPoolExecutor(at_once) as pool:  # each waits for a child process most of the time
+        for name, (file_checks, result) in zip(files, pool.map(check_file, files), strict=True):
+            checks += file_checks
+            if result is not None:
+                outputs[name] = result
     if not manifest.weights:
         checks.append(Check(1, "compressed weights", "none: the model is as large as before", "at least one", False))
     checks += compare_runtimes(manifest, outputs)
@@ -113,18 +123,18 @@ def _check_file(
         return [Check(1, f"{name}: weights", _told(error), "decode", False)], None
     shipped, *twins = run_isolated(entry.exporter, tuple(runs), golden.inputs)
     expected = expected_of(entry, golden)
-    runtime = judge(3, f"{name} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criterion)
+    runtime = judge(3, f"{name} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criteria)
     checks.append(runtime)
     if not runtime.passed and exporter.optimizes:
         (plain,) = run_isolated(entry.exporter, (Run(files.data, optimized=False, parts=files.parts),), golden.inputs)
         simulated = golden.simulated[entry.exporter]
-        export = judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, entry, similar)
+        export = judge(2, f"{name}, optimizer off, to simulation", plain, simulated, manifest, entry, repeat(similar()))
         checks.append(replace(export, limit="told where rung 3 fails: far off, the file is wrong, else the runtime", passed=None))
     if entry.inexact:
         checks.append(Check(3, f"{name}: operators without an exact rule", ", ".join(entry.inexact), "--layers MODEL judges each", None))
     if isinstance(shipped, RuntimeFailure):
         return checks, None
-    checks += [judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, entry, identical) for twin in twins]
+    checks += [judge(4, f"{name}, tables to dense weights", twin, shipped, manifest, entry, repeat(identical)) for twin in twins]
     if files.companions and twins:
         checks.append(_check_companions(files.companions, dense, exporter))
     return checks, shipped

@@ -168,7 +168,7 @@ BUILDS = [
             ("folder", "folder holds no manifest.json"),
             ("cut_build", "manifest.json is damaged"),
             ("other_build", "manifest.json is no manifest of qn-deploy"),
-            ("old_build", "manifest.json has version 1, this qn-deploy reads version 4; export the model again"),
+            ("old_build", "manifest.json has version 1, this qn-deploy reads version 5; export the model again"),
         )
     ],
     ("verify nowhere", "nowhere holds no manifest.json"),

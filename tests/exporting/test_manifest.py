@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.config import ExportConfig
+from qn_deploy.exporting.exporter import WeightMemory
 from qn_deploy.exporting.manifest import BesideEntry, FileEntry, Manifest, TensorEntry, WeightEntry, listed_names, read_manifest, sealed
 
 MANIFEST = Manifest(
@@ -32,6 +33,7 @@ MANIFEST = Manifest(
             inexact=("add",),
             dense=("stem.weight",),
             folded=("positions",),
+            memory={"head.weight": WeightMemory(640, 200)},
         )
     },
     golden_bytes=2,
@@ -78,7 +80,7 @@ def test_any_tensor_survives_json(entry: TensorEntry) -> None:
 
 def test_the_text_starts_with_what_it_is_and_is_sorted() -> None:
     data = json.loads(MANIFEST.to_json())
-    assert (data["format"], data["version"]) == ("qn-deploy build", 4)
+    assert (data["format"], data["version"]) == ("qn-deploy build", 5)
     assert list(data) == sorted(data)
     assert MANIFEST.to_json().endswith("}\n")
     assert data["inputs"] == [{"name": "image", "dtype": "float32", "shape": [None, 3, 32, 32]}]
@@ -111,7 +113,7 @@ def test_bytes_that_are_no_text_and_a_folder_of_that_name(tmp_path: Path) -> Non
 
 def test_another_version_is_named(tmp_path: Path) -> None:
     write(tmp_path, version=2)
-    with pytest.raises(InputError, match="has version 2, this qn-deploy reads version 4; export the model again"):
+    with pytest.raises(InputError, match="has version 2, this qn-deploy reads version 5; export the model again"):
         read_manifest(tmp_path)
 
 

@@ -44,6 +44,17 @@ def test_weights_that_are_narrow_already_stay(make_program: MakeProgram, random_
     assert narrow(program, 127).weights["0.weight"] is table
 
 
+def test_inputs_keep_their_names(make_program: MakeProgram, random_table: RandomTable) -> None:
+    """A copy of the graph would call this one input_1, and the signature input: `input` is a builtin of Python."""
+    weight = random_table((8, 16), 4)
+    program = make_program(nn.Sequential(nn.Linear(16, 8)), (torch.randn(2, 16),), {"0.weight": weight}, ())
+    narrowed = narrow(program, 63)
+    assert narrowed.exported.graph_signature.user_inputs == ("input",)
+    assert "input" in {node.name for node in narrowed.exported.graph.nodes}
+    assert torch.equal(narrowed.exported.state_dict["0.weight"], narrowed.weights["0.weight"].dequantize())
+    assert torch.equal(program.exported.state_dict["0.weight"], weight.dequantize())
+
+
 def test_a_narrow_file_needs_no_session_option_and_agrees_with_its_simulation(make_program: MakeProgram, random_table: RandomTable) -> None:
     program = make_program(nn.Sequential(nn.Linear(32, 48)), X, {"0.weight": random_table((48, 32), 4)})
     written = write_file(EXPORTER, narrow(program, 64), Activations.STATIC)

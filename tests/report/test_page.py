@@ -12,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from qn_deploy.cli import main
+from qn_deploy.exporting.exporter import WeightMemory
 from qn_deploy.report.facts import Facts, gather
 from qn_deploy.report.page import page
+from qn_deploy.report.tables import as_text, memory_table
 from qn_deploy.verification.judge import Check
 
 LARGEST = 1 << 20  # bytes of a page
@@ -52,6 +54,19 @@ def test_a_page_holds_all_and_loads_nothing(facts: Facts) -> None:
 def test_without_the_model_and_the_ladder_it_says_so(build: Any) -> None:
     text = page(gather(build.folder, None, None))
     assert "Not run." in text and "Ranges of activations" not in text and "Frontier" not in text and "Loss by layer" not in text
+
+
+def test_the_memory_of_tables_is_told_where_some_stay(facts: Facts) -> None:
+    name, entry = next(iter(facts.manifest.files.items()))
+    memory = {"stem.weight": WeightMemory(60_000, 15_001), "head.<weight>": WeightMemory(640)}
+    manifest = replace(facts.manifest, files={**facts.manifest.files, name: replace(entry, memory=memory)})
+    text = page(replace(facts, manifest=manifest))
+    assert f"Memory of tables, {name}" in text and "head.&lt;weight&gt;" in text and "15,001" in text
+    assert "All 15.3 KB instead of 59.2 KB." in text
+    assert "Memory of tables" not in page(facts)
+    lines = as_text(memory_table(manifest)).splitlines()
+    assert [cell.strip() for cell in lines[-2].strip("│").split("│")] == ["all", "60,640", "15,001", "15,641"]
+    assert as_text(memory_table(facts.manifest)) == ""
 
 
 def test_a_failed_check_is_seen(facts: Facts) -> None:

@@ -7,6 +7,7 @@
 #include <executorch/runtime/platform/log.h>
 #include <sys/mman.h>
 
+#include "constants.h"
 #include "graph_blob.h"
 #include "table_blob.h"
 
@@ -28,7 +29,7 @@ class ExpandingMap final : public NamedDataMap {
   explicit ExpandingMap(const NamedDataMap& stored) : stored_(stored) {}
 
   Result<FreeableBuffer> get_data(std::string_view key) const override {
-    auto stored = find(key);
+    auto stored = qn::find_constant(stored_, key);
     if (!stored.ok()) return stored;
     const auto* data = static_cast<const uint8_t*>(stored->data());
     if (!qn::TableBlob::has_magic(data, stored->size())) return stored;
@@ -56,12 +57,6 @@ class ExpandingMap final : public NamedDataMap {
   Result<const char*> get_key(uint32_t index) const override { return stored_.get_key(index); }
 
  private:
-  // XNNPACK asks for a name that ends in 64 digits; a program may hold the constant under that name without the last 56.
-  Result<FreeableBuffer> find(std::string_view key) const {
-    auto found = stored_.get_data(key);
-    return found.error() == Error::NotFound && key.size() >= 64 ? stored_.get_data(key.substr(0, key.size() - 56)) : std::move(found);
-  }
-
   const NamedDataMap& stored_;
 };
 

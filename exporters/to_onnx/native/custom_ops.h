@@ -13,7 +13,7 @@ struct Domain;   // OrtCustomOpDomain
 
 constexpr uint32_t kOpsVersion = 17;  // of the table and of the struct below: the newest function here came with it
 
-enum Type { kAny = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kUint4 = 21 };
+enum Type { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kUint4 = 21 };
 
 struct Failure {
   Status* status;

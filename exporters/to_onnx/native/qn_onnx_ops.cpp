@@ -1,5 +1,5 @@
-// libqn_onnx_ops.so: the operators of the domain qn_deploy, whose tables stay tables. Without this library onnxruntime takes the functions of
-// the same names that a file carries (function.py), which mean the same, and expands the tables when it loads the file.
+// libqn_onnx_ops.so: the operators of the domain qn_deploy, whose tables stay tables. Without this library onnxruntime takes the functions
+// of the same names that a file carries (function.py), which mean the same, and expands the tables when it loads the file.
 //
 // Inputs, in the order of Input below:
 //   TableLinear, TableMatMul, TableConv   static: uint8 activations in and out; a convolution of 1x1, [N, C, H, W]
@@ -18,11 +18,27 @@ constexpr int64_t kTilesOfAJob = 16;  // each job builds the LUTs for itself
 
 const ort::OpsApi* api = nullptr;
 
-enum Input : size_t { kX, kXScale, kXZero, kCodes, kCentroids, kOffsets, kSize, kWScale, kBias, kDynamicInputs, kWZero = 9, kYScale, kYZero, kStaticInputs };
+enum Input : size_t {
+  kX,
+  kXScale,
+  kXZero,
+  kCodes,
+  kCentroids,
+  kOffsets,
+  kSize,
+  kWScale,
+  kBias,
+  kDynamicInputs,
+  kWZero = 9,
+  kYScale,
+  kYZero,
+  kStaticInputs
+};
 
 struct Operator : ort::CustomOp {
   const char* title;
   bool dynamic, convolution;
+  bool small;  // at most 16 centroids: codes are uint4, else uint8
 };
 
 ort::Status* refusal(const std::string& message) { return api->status(2, ("qn_deploy: " + message).c_str()); }  // ORT_INVALID_ARGUMENT
@@ -53,7 +69,8 @@ class Layer {
     if (const char* why = qn::problem(table)) throw std::invalid_argument(why);
     if (packed != (table.size <= qn::kSmall)) throw std::invalid_argument("codes into at most 16 centroids must be uint4, others uint8");
     for (int64_t i = 0; i < table.columns; ++i) {
-      if (at[i] != i * table.books / table.columns * table.size) throw std::invalid_argument("the offsets are not those of equal codebooks");
+      if (at[i] != i * table.books / table.columns * table.size)
+        throw std::invalid_argument("the offsets are not those of equal codebooks");
     }
     linear_ = std::make_unique<qn::TableLinear>(table);
     const ort::Value* w_scale = constant(info, kWScale, "weight's scale");
@@ -191,15 +208,16 @@ ort::Status* guarded(const Body& body) {
 
 const Operator& as_operator(const ort::CustomOp* op) { return *static_cast<const Operator*>(op); }
 
-int input_type(const ort::CustomOp*, size_t index) {
-  static const int types[kStaticInputs] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kAny,  ort::kInt8,  ort::kInt32,
-                                           ort::kInt64, ort::kFloat, ort::kFloat, ort::kInt8, ort::kFloat, ort::kUint8};
+int input_type(const ort::CustomOp* self, size_t index) {
+  if (index == kCodes) return as_operator(self).small ? ort::kUint4 : ort::kUint8;
+  static const int types[kStaticInputs] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kUint8, ort::kInt8,  ort::kInt32,
+                                           ort::kInt64, ort::kFloat, ort::kFloat, ort::kInt8,  ort::kFloat, ort::kUint8};
   return types[index];
 }
 
-Operator make(const char* title, bool dynamic, bool convolution) {
+Operator make(const char* title, bool dynamic, bool convolution, bool small) {
   Operator op{};
-  op.title = title, op.dynamic = dynamic, op.convolution = convolution;
+  op.title = title, op.dynamic = dynamic, op.convolution = convolution, op.small = small;
   op.version = ort::kOpsVersion;
   op.name = [](const ort::CustomOp* self) { return as_operator(self).title; };
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };
@@ -229,7 +247,13 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
   static const ort::OpsApi table(functions);
   api = &table;
   return guarded([&] {
-    static const Operator operators[] = {make("TableLinear", false, false), make("TableMatMul", false, false), make("TableConv", false, true), make("DynamicTableLinear", true, false)};
+    // Each twice, for either type of codes: in onnxruntime 1.29 an input of any type is none of 4 bits.
+    static const Operator operators[] = {
+        make("TableLinear", false, false, true),       make("TableLinear", false, false, false),
+        make("TableMatMul", false, false, true),       make("TableMatMul", false, false, false),
+        make("TableConv", false, true, true),          make("TableConv", false, true, false),
+        make("DynamicTableLinear", true, false, true), make("DynamicTableLinear", true, false, false),
+    };
     ort::Domain* domain = nullptr;  // the sessions that use it live as long as they like: it is never released
     api->check(api->create_domain("qn_deploy", &domain));
     for (const Operator& op : operators) api->check(api->add_to_domain(domain, static_cast<const ort::CustomOp*>(&op)));

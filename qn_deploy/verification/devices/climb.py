@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import repeat
 
 from qn_deploy.exporting.golden import Vectors
 from qn_deploy.exporting.isolated import Run
@@ -43,11 +44,11 @@ def climb(
         what, expected = f"{name} on {device.name}", expected_of(entry, golden)
         results = run_on(device, entry.exporter, runs[name], golden.inputs)
         shipped, *twins = (result.outputs if isinstance(result, Timed) else result for result in results)
-        checks.append(judge(3, f"{what} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criterion))
+        checks.append(judge(3, f"{what} to {expected.what}", shipped, expected.outputs, manifest, entry, expected.criteria))
         if not isinstance(shipped, tuple):
             continue
-        checks += [judge(4, f"{what}, tables to dense weights", twin, shipped, manifest, entry, identical) for twin in twins]
+        checks += [judge(4, f"{what}, tables to dense weights", twin, shipped, manifest, entry, repeat(identical)) for twin in twins]
         if name in here:
-            checks.append(judge(4, f"{what} to this machine", shipped, here[name], manifest, entry, expected.criterion))
+            checks.append(judge(4, f"{what} to this machine", shipped, here[name], manifest, entry, expected.criteria))
         outputs[name] = shipped
     return checks + compare_runtimes(manifest, outputs, f" on {device.name}")

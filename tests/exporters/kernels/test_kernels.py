@@ -55,8 +55,8 @@ def dense(weight: PQWeight, x: np.ndarray) -> np.ndarray:
 @st.composite
 def tables(draw: st.DrawFn) -> PQWeight:
     size = draw(st.one_of(st.integers(1, 16), st.integers(17, 256)))
-    d = draw(st.sampled_from((1, 2, 3, 4, 5, 8, 9, 16, 33)))
-    columns = draw(st.one_of(st.integers(1, 20), st.sampled_from((63, 64, 65, 128, 255, 257, 300))))
+    d = draw(st.sampled_from((1, 2, 3, 4, 5, 6, 8, 9, 16, 24, 33, 64)))
+    columns = draw(st.one_of(st.integers(1, 33), st.sampled_from((63, 64, 65, 128, 255, 257, 300))))
     books = draw(st.integers(1, min(columns, 9)))
     out = draw(st.one_of(st.integers(1, 8), st.sampled_from((63, 64, 65, 127, 200))))
     return table_of(draw(st.integers(0, 1000)), out, columns, books, size, d, draw(st.sampled_from((3, 63, 127))))
@@ -94,6 +94,11 @@ def test_sums_of_many_more_tables(kernels: Kernels, weight: PQWeight, rows: int,
 def test_avx512_gives_the_same_sums(emulated: Kernels, weight: PQWeight, rows: int, seed: int, turned: bool) -> None:
     assert {"avx512vbmi", "avx512"} <= set(emulated.paths)
     check_sums(emulated, weight, rows, seed, turned)
+
+
+@pytest.mark.parametrize(("columns", "d"), [(17, 32), (9, 64), (29, 18), (21, 24)])
+def test_the_last_columns_of_long_blocks_are_not_those_before(kernels: Kernels, columns: int, d: int) -> None:
+    check_sums(kernels, table_of(1, 130, columns, 1, 16, d), 40, 1, turned=False)
 
 
 def test_the_largest_row_does_not_overflow(kernels: Kernels) -> None:

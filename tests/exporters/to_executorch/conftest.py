@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from qn_deploy.errors import ToolchainError
 from qn_deploy.exporters.compiler import find_compiler
+from qn_deploy.exporters.kernels.build import FOLDER
 from qn_deploy.exporters.to_executorch import EXPORTER, build
 from qn_deploy.exporters.to_executorch.pte import backends, named_data
 from qn_deploy.exporting.exporter import Written
@@ -141,8 +142,12 @@ def twins() -> Callable[[Written, Batch], Batch]:
 READER = r"""
 #include <cstdio>
 #include <memory>
+#include <sstream>
+#include <vector>
 #include "graph_blob.h"
+#include "layer_blob.h"
 #include "table_blob.h"
+#include "tile_blob.h"
 
 template <class Blob, class Expand>
 void answer(const std::optional<Blob>& blob, uint64_t size, Expand expand) {
@@ -160,6 +165,15 @@ int main() {  // stdin: (u32 length, blob)*; stdout: (u64 length or all ones, wh
     if (qn::GraphBlob::has_magic(data.get(), size)) {
       const auto blob = qn::GraphBlob::parse(data.get(), size);
       answer(blob, blob ? blob->graph_bytes() : 0, [&](void* out) { return blob->inflate(out); });
+    } else if (const auto table = qn::TileBlob::parse(data.get(), size)) {
+      std::vector<uint8_t> parts(table->centroids, table->centroids + table->centroid_bytes);
+      parts.insert(parts.end(), table->codes, table->codes + table->code_bytes);
+      answer(table, parts.size(), [&](void* out) { return std::memcpy(out, parts.data(), parts.size()) != nullptr; });
+    } else if (const auto layer = qn::LayerBlob::parse(data.get(), size)) {
+      std::ostringstream said;
+      said << layer->is_dynamic << ' ' << layer->x_scale << ' ' << layer->x_zero << ' ' << layer->y_scale << ' ' << layer->y_zero;
+      said << ' ' << layer->low << ' ' << layer->high << ' ' << layer->weight << ' ' << layer->scale << ' ' << layer->bias;
+      answer(layer, said.str().size(), [&](void* out) { return std::memcpy(out, said.str().data(), said.str().size()) != nullptr; });
     } else {
       const auto blob = qn::TableBlob::parse(data.get(), size);
       answer(blob, blob ? blob->dense_bytes() : 0, [&](void* out) { return blob->expand(out), true; });
@@ -172,7 +186,10 @@ Reader = Callable[[list[bytes]], list["bytes | None"]]
 
 @pytest.fixture(scope="session")
 def read_natively(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """Reads blobs with the headers of native/ under the sanitizers: what each stands for, None where it is refused."""
+    """Reads blobs with the headers of native/ under the sanitizers: what each stands for, None where it is refused.
+
+    Of a tile blob centroids and codes, of a layer blob its fields in words.
+    """
     try:
         compiler = find_compiler()
     except ToolchainError as error:
@@ -181,7 +198,7 @@ def read_natively(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     (folder / "reader.cpp").write_text(READER)
     command = [*compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     native = Path(build.__file__).parent / "native"
-    files = [str(folder / "reader.cpp"), "-o", str(folder / "reader"), build.find_zlib(compiler)]
+    files = [str(folder / "reader.cpp"), str(FOLDER / "table.cpp"), "-o", str(folder / "reader"), build.find_zlib(compiler)]
     subprocess.run([*command, f"-I{native}", *files], check=True)
 
     def read(blobs: list[bytes]) -> list[bytes | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qn_deploy.exporters.kernels.build import FOLDER
 from qn_deploy.exporters.to_executorch import build
 from qn_deploy.exporters.to_executorch.pte import to_tables
 from qn_deploy.exporters.to_executorch.runtime import load_program
@@ -139,7 +140,7 @@ def test_sources_are_formatted() -> None:
 def test_no_bytes_make_a_reader_leave_its_bounds(tmp_path: Path) -> None:
     compiler = (tool("clang++", "clang"),)
     flags = ("-std=c++17", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", f"-I{NATIVE}")
-    call(*compiler, *flags, HERE / "fuzz_blobs.cpp", "-o", tmp_path / "fuzz", build.find_zlib(compiler))
+    call(*compiler, *flags, HERE / "fuzz_blobs.cpp", FOLDER / "table.cpp", "-o", tmp_path / "fuzz", build.find_zlib(compiler))
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for index, line in enumerate((HERE / "fuzz_corpus.txt").read_text().splitlines()):

@@ -112,7 +112,7 @@ public class QnBuildTest {
             new Manifest(bytes(manifest.put("version", 2)));
             fail();
         } catch (BadFileException expected) {
-            assertEquals("manifest.json of format qn-deploy build 2, expected qn-deploy build 4", expected.getMessage());
+            assertEquals("manifest.json of format qn-deploy build 2, expected qn-deploy build 5", expected.getMessage());
         }
     }
 

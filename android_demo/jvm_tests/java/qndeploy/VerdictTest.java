@@ -24,7 +24,7 @@ public class VerdictTest {
             String at = "/" + expected.getInt("pair");
             Double step = expected.isNull("step") ? null : (Double) expected.getDouble("step");
             Verdict.Rule rule = Verdict.Rule.valueOf(expected.getString("rule"));
-            Verdict verdict = Verdict.ofTensors(tensors.get("found" + at), tensors.get("expected" + at), step, rule);
+            Verdict verdict = Verdict.ofTensors(tensors.get("found" + at), tensors.get("expected" + at), step, rule, expected.getDouble("loss"));
             assertEquals("case " + i, expected.getString("found"), verdict.found);
             assertEquals("case " + i, expected.getString("limit"), verdict.limit);
             assertEquals("case " + i, expected.getBoolean("passed"), verdict.passed);

@@ -14,7 +14,7 @@ import org.json.JSONObject;
 
 /** What the app needs of manifest.json: files with hashes, how strict the verdict is, and the outputs' quantization steps. */
 public final class Manifest {
-    private static final String FORMAT = "qn-deploy build 4";
+    private static final String FORMAT = "qn-deploy build 5";
 
     /** A program file, or a file beside it: another form of the program, or a part of it. */
     public static final class Entry {

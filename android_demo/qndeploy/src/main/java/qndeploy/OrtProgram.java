@@ -23,6 +23,10 @@ final class OrtProgram implements Engine.Program {
     private final Map<String, OnnxTensorLike> constants; // onnxruntime reads them as long as the session lives
 
     OrtProgram(QnBuild build, String file) throws IOException, JSONException, OrtException {
+        this(build, file, TableLibrary.IS_THERE);
+    }
+
+    OrtProgram(QnBuild build, String file, boolean keepsTables) throws IOException, JSONException, OrtException {
         environment.setTelemetry(false); // some builds of onnxruntime have it on
         ByteBuffer program = build.read(file); // mapped: onnxruntime reads the asset where it lies
         boolean isShell = file.equals(ShellForm.SHELL);
@@ -30,6 +34,9 @@ final class OrtProgram implements Engine.Program {
         try (OrtSession.SessionOptions options = new OrtSession.SessionOptions()) {
             options.setIntraOpNumThreads(1); // small models: more threads cost more than they give
             options.addConfigEntry("session.x64quantprecision", "1"); // emulators on x86 without VNNI would saturate; ARM ignores it
+            if (keepsTables) {
+                options.registerCustomOpLibrary(TableLibrary.FILE);
+            }
             if (isShell) {
                 options.addExternalInitializers(constants);
             }

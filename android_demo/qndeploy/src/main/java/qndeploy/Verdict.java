@@ -1,5 +1,6 @@
 package qndeploy;
 
+import java.util.Arrays;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
@@ -9,16 +10,12 @@ import java.util.Set;
 public final class Verdict {
     /** How closely outputs have to agree. */
     public enum Rule {
-        IDENTICAL("bit-identical"), WITHIN_A_STEP("<= 1 step"), SIMILAR("SQNR >= 40 dB"), CLOSE("SQNR >= 60 dB");
-
-        private final String limit;
-
-        Rule(String limit) {
-            this.limit = limit;
-        }
+        IDENTICAL, WITHIN_A_STEP, SIMILAR, CLOSE
     }
 
     private static final double MIN_SQNR_DB = 40;
+    private static final double BELOW_LOSS_DB = 20; // an error that is a tenth of quantization's own is no fault
+    private static final double LEAST_SQNR_DB = 20; // whatever the loss
     private static final double MIN_SQNR_FLOAT_DB = 60; // where nothing is rounded
     private static final double ROUNDING = 1e-3; // of a step: outputs are step * integer in float32
 
@@ -36,12 +33,20 @@ public final class Verdict {
     public static Verdict ofRuntime(QnBuild build, String file, List<TensorData> outputs) throws BadFileException {
         Manifest.Entry entry = build.manifest.files.get(file);
         List<TensorData> reference = build.golden((entry.isStatic ? "reference/" : "simulated/") + entry.exporter);
-        return ofOutputs(build, file, outputs, reference, entry.isExact ? Rule.IDENTICAL : entry.isFloat ? Rule.CLOSE : Rule.SIMILAR);
+        List<TensorData> floats = build.golden("float");
+        double[] losses = new double[reference.size()];
+        for (int i = 0; i < losses.length; i++) {
+            boolean comparable = i < floats.size() && reference.get(i).toString().equals(floats.get(i).toString());
+            losses[i] = comparable ? sqnr(reference.get(i), floats.get(i)) : Double.POSITIVE_INFINITY;
+        }
+        return ofOutputs(build, file, outputs, reference, entry.isExact ? Rule.IDENTICAL : entry.isFloat ? Rule.CLOSE : Rule.SIMILAR, losses);
     }
 
     /** Rung 4: two runtimes with each other, where both are exact; dynamic activations are two programs by design. `file` is the first's. */
     public static Verdict ofTwins(QnBuild build, String file, List<TensorData> one, List<TensorData> other) {
-        return ofOutputs(build, file, one, other, Rule.WITHIN_A_STEP);
+        double[] none = new double[other.size()];
+        Arrays.fill(none, Double.POSITIVE_INFINITY);
+        return ofOutputs(build, file, one, other, Rule.WITHIN_A_STEP, none);
     }
 
     /** A run that ended in an error. */
@@ -51,7 +56,8 @@ public final class Verdict {
         return new Verdict(false, explained ? message : error.getClass().getSimpleName() + ": " + message, "runs");
     }
 
-    private static Verdict ofOutputs(QnBuild build, String file, List<TensorData> found, List<TensorData> expected, Rule rule) {
+    private static Verdict ofOutputs(
+            QnBuild build, String file, List<TensorData> found, List<TensorData> expected, Rule rule, double[] losses) {
         if (!found.toString().equals(expected.toString())) { // types and shapes
             return new Verdict(false, found.toString(), expected.toString());
         }
@@ -68,7 +74,7 @@ public final class Verdict {
         StringBuilder said = new StringBuilder();
         Set<String> limits = new LinkedHashSet<>();
         for (int i = 0; i < found.size(); i++) {
-            Verdict verdict = ofTensors(found.get(i), expected.get(i), steps.get(i), rule);
+            Verdict verdict = ofTensors(found.get(i), expected.get(i), steps.get(i), rule, losses[i]);
             passed &= verdict.passed;
             said.append(i == 0 ? "" : "; ").append(verdict.found).append(found.size() > 1 ? " [" + manifest.outputs.get(i) + "]" : "");
             limits.add(verdict.limit);
@@ -77,16 +83,14 @@ public final class Verdict {
     }
 
     /**
-     * Two tensors of one type and shape; `step` is the quantization step, null for a float output. NaN agrees with NaN alone; integers and
-     * truth values have to be equal, whatever the rule.
+     * Two tensors of one type and shape; `step` is the quantization step, null for a float output; `loss` is the SQNR in dB that quantization
+     * leaves this output. NaN agrees with NaN alone; integers and truth values have to be equal, whatever the rule.
      */
-    static Verdict ofTensors(TensorData found, TensorData expected, Double step, Rule rule) {
+    static Verdict ofTensors(TensorData found, TensorData expected, Double step, Rule rule, double loss) {
         int count = found.count();
         boolean isFloat = found.dtype == TensorData.DType.FLOAT || found.dtype == TensorData.DType.DOUBLE;
         boolean identical = true; // but for the sign of zero, which no runtime promises to keep
         double worst = 0;
-        double noise = 0;
-        double signal = 0;
         int differing = 0;
         for (int i = 0; i < count; i++) {
             double a = found.value(i);
@@ -95,12 +99,9 @@ public final class Verdict {
             double error = same ? 0 : Math.abs(a - b); // infinity - infinity is NaN
             identical &= found.dtype == TensorData.DType.INT64 ? found.data().getLong(8 * i) == expected.data().getLong(8 * i) : same;
             worst = Math.max(worst, error);
-            noise += error * error;
-            signal += same && !Double.isFinite(b) ? 0 : b * b; // what is infinite or NaN in both is no signal
             differing += error <= (step == null ? 0 : step / 2) ? 0 : 1;
         }
-        boolean finite = signal > 0 && Double.isFinite(signal) && Double.isFinite(noise);
-        double sqnr = noise == 0 ? Double.POSITIVE_INFINITY : finite ? 10 * Math.log10(signal / noise) : Double.NEGATIVE_INFINITY;
+        double sqnr = sqnr(found, expected);
         double steps = step == null ? 0 : worst / step;
         double percent = 100.0 * differing / count;
         String said = "SQNR " + number("%.1f", sqnr) + " dB";
@@ -115,15 +116,30 @@ public final class Verdict {
             said = number + (number.equals("1") ? " step" : " steps") + String.format(Locale.ROOT, ", %.2f%% of values, ", percent) + said;
         }
         Rule applied = !isFloat ? Rule.IDENTICAL : rule == Rule.WITHIN_A_STEP && step == null ? Rule.SIMILAR : rule;
-        return new Verdict(holds(applied, identical, steps, sqnr), said, applied.limit);
+        switch (applied) {
+            case IDENTICAL: return new Verdict(identical, said, "bit-identical");
+            case WITHIN_A_STEP: return new Verdict(steps <= 1 + ROUNDING, said, "<= 1 step");
+            case CLOSE: return new Verdict(sqnr >= MIN_SQNR_FLOAT_DB, said, "SQNR >= 60 dB");
+            default:
+                double limit = Math.max(LEAST_SQNR_DB, Math.min(MIN_SQNR_DB, loss + BELOW_LOSS_DB));
+                String tenth = "SQNR >= " + number("%.1f", limit) + " dB: a tenth of the error of quantization";
+                return new Verdict(sqnr >= limit, said, limit == MIN_SQNR_DB ? "SQNR >= 40 dB" : tenth);
+        }
     }
 
-    private static boolean holds(Rule rule, boolean identical, double steps, double sqnr) {
-        switch (rule) {
-            case IDENTICAL: return identical;
-            case WITHIN_A_STEP: return steps <= 1 + ROUNDING;
-            default: return sqnr >= (rule == Rule.CLOSE ? MIN_SQNR_FLOAT_DB : MIN_SQNR_DB);
+    /** Signal to noise in dB; infinite without noise, and minus infinity without a finite ratio. */
+    private static double sqnr(TensorData found, TensorData expected) {
+        double noise = 0;
+        double signal = 0;
+        for (int i = 0; i < expected.count(); i++) {
+            double a = found.value(i);
+            double b = expected.value(i);
+            boolean same = a == b || Double.isNaN(a) && Double.isNaN(b);
+            noise += same ? 0 : (a - b) * (a - b);
+            signal += same && !Double.isFinite(b) ? 0 : b * b; // what is infinite or NaN in both is no signal
         }
+        boolean finite = signal > 0 && Double.isFinite(signal) && Double.isFinite(noise);
+        return noise == 0 ? Double.POSITIVE_INFINITY : finite ? 10 * Math.log10(signal / noise) : Double.NEGATIVE_INFINITY;
     }
 
     /** Share of rows that have a largest entry along the last dimension in common; of equal ones any may be it. */
