@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"errors", "files", "processes", "configs", "quiet", "targets", "units"}  # single files that know nothing of the rest
+SHARED = {"errors", "files", "memory", "processes", "configs", "quiet", "targets", "units"}  # single files that know nothing of the rest
 ARROWS = {
     "recipe": set(),
     "weights": {"recipe"},

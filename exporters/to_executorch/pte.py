@@ -34,6 +34,7 @@ TABLE_BACKEND = "QnXnnpackBackend"
 LAYER_BACKEND = "QnTableLinear"
 OUR_BACKENDS = (TABLE_BACKEND, LAYER_BACKEND)
 KEY_DIGITS = 8  # that a short key keeps of the 64 of a SHA-256
+GRAPH_DIGITS = 16  # that a graph keeps of such a key: they do not deflate, and XNNPACK's cache of weights tells programs apart by them
 STOCK_ALIGNMENT = 128  # of a segment, as ExecutorchBackendConfig has it
 ALIGNMENT = 16  # of a segment in a file of our own: all that XNNPACK asks for
 
@@ -90,10 +91,15 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes], layers: tuple[Layer, ...]
     ours_alone = {delegate.id for delegate in _delegates(file)} == {STOCK_BACKEND}
     keys = short_keys(constants) if ours_alone else {}
     _replace_constants(file, {key: tables[key] for key in constants.keys() & tables.keys()}, keys)
+    blanks = {full: _blanked(full) for full, short in keys.items() if full != short}
+
+    def packed(graph: bytes) -> bytes:
+        return graph_blob.deflate(_with_keys(graph, blanks))
+
     for layer in layers:
-        packed = partial(_pack_layer, layer.renamed(keys))
-        _replace_graphs(file, STOCK_BACKEND, LAYER_BACKEND, packed, holding=layer.weight)
-    _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, graph_blob.deflate)
+        named = layer.renamed(keys)
+        _replace_graphs(file, STOCK_BACKEND, LAYER_BACKEND, partial(_pack_layer, named, packed), holding=layer.weight)
+    _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, packed)
     result = _serialize(file, ALIGNMENT if ours_alone else STOCK_ALIGNMENT)
     if not _expands_to(result, pte):
         raise ExportError(
@@ -115,9 +121,15 @@ def to_stock(pte: bytes) -> bytes:
     if not {delegate.id for delegate in _delegates(file)}.intersection(OUR_BACKENDS):
         return pte  # written anew, a program without named data would differ in its padding
     constants = {key: _unpack(data) for key, data in _entries(file).items()}
-    _replace_constants(file, constants, {key: _full_key(key, data) for key, data in constants.items()})
-    _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, graph_blob.inflate)
-    _replace_graphs(file, LAYER_BACKEND, STOCK_BACKEND, lambda blob: graph_blob.inflate(layer_blob.graph_of(blob)))
+    keys = {key: _full_key(key, data) for key, data in constants.items()}
+    _replace_constants(file, constants, keys)
+    full = {_blanked(full): full for key, full in keys.items() if full != key}
+
+    def unpacked(graph: bytes) -> bytes:
+        return _with_keys(graph_blob.inflate(graph), full)
+
+    _replace_graphs(file, TABLE_BACKEND, STOCK_BACKEND, unpacked)
+    _replace_graphs(file, LAYER_BACKEND, STOCK_BACKEND, lambda blob: unpacked(layer_blob.graph_of(blob)))
     return _serialize(file, STOCK_ALIGNMENT)
 
 
@@ -158,8 +170,8 @@ def _unpack(constant: bytes) -> bytes:
     return table_blob.unpack(constant) if table_blob.is_blob(constant) else constant
 
 
-def _pack_layer(layer: Layer, graph: bytes) -> bytes:
-    return layer_blob.pack(layer, graph_blob.deflate(graph))
+def _pack_layer(layer: Layer, packed: Callable[[bytes], bytes], graph: bytes) -> bytes:
+    return layer_blob.pack(layer, packed(graph))
 
 
 def short_keys(constants: Mapping[str, bytes]) -> dict[str, str]:
@@ -179,6 +191,19 @@ def _full_key(key: str, constant: bytes) -> str:
     if not key.endswith(digest[:KEY_DIGITS]):
         raise InputError(f"the constant {key} has the SHA-256 {digest}, which its key does not match; the file is damaged")
     return key + digest[KEY_DIGITS:]
+
+
+def _blanked(key: str) -> str:
+    """A full key as a deflated graph has it, of the same length: the backend looks it up by its first KEY_DIGITS digits."""
+    zeros = 64 - GRAPH_DIGITS
+    return key[:-zeros] + "0" * zeros
+
+
+def _with_keys(graph: bytes, keys: Mapping[str, str]) -> bytes:
+    """A graph with other names for its constants."""
+    for old, new in keys.items():
+        graph = graph.replace(old.encode(), new.encode())
+    return graph
 
 
 def _expands_to(tables: bytes, stock: bytes) -> bool:

@@ -7,6 +7,7 @@ import onnx
 from qn_deploy.errors import InputError
 from qn_deploy.program.account import Part, plain, whole
 
+from .modules import load
 from .names import DECODED, SCALE
 
 _KINDS = {"codes": "codes", "residual_codes": "codes", "centroids": "centroids", "residual_centroids": "centroids", "zero": "zero points"}
@@ -20,7 +21,9 @@ def account(data: bytes) -> tuple[Part, ...]:
         InputError: the bytes are no ONNX program.
     """
     try:
-        model = onnx.load_model_from_string(data)
+        model = load(data)
+    except InputError:
+        raise
     except Exception as error:  # the decoder of protobuf raises classes of its own
         raise InputError("this is no ONNX program (.onnx), or a damaged one") from error
     parts = []

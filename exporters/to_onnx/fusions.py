@@ -19,6 +19,7 @@ from qn_deploy.exporting.exporter import NO_PARTS
 
 from .functions import DOMAIN, inlined
 from .library import LIBRARY, build_library
+from .modules import load, with_whole_names
 from .names import SCALE
 from .read import operators, session_options
 
@@ -58,7 +59,7 @@ def check_fusions(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> Finding
         data: a file of this exporter.
         parts: its external data.
     """
-    graph = _Graph(inlined(onnx.load_model_from_string(data)).graph)
+    graph = _Graph(inlined(load(data)).graph)
     layers = list(_layers(graph))
     fused = _operators_by_scale(_optimized(data, parts)) if layers else Counter()
     lost, floats = [], []
@@ -126,7 +127,7 @@ def _optimized(data: bytes, parts: Mapping[str, bytes], library: Path | None = N
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         # Scales of a few rows that happen to be equal would become one of another name.
         onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantSharing"])
-        return onnx.load(options.optimized_model_filepath, load_external_data=False)
+        return with_whole_names(onnx.load(options.optimized_model_filepath, load_external_data=False))
 
 
 def _operators_by_scale(model: onnx.ModelProto) -> Counter[tuple[str, str]]:

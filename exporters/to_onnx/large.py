@@ -13,6 +13,8 @@ from onnx import TensorProto
 
 from qn_deploy.errors import InputError
 
+from .modules import load
+
 LIMIT = 1_900_000_000  # bytes of values in one file; protobuf takes 2^31 with everything
 _SMALL = 1024  # bytes; smaller constants stay in the graph, where onnxruntime looks for shapes
 _ALIGNED = 4096  # bytes, so that onnxruntime can map the file
@@ -44,12 +46,12 @@ def externalize(model: onnx.ModelProto) -> dict[str, bytes]:
 
 
 def load_whole(data: bytes, parts: Mapping[str, bytes]) -> onnx.ModelProto:
-    """A written model with all its values in memory.
+    """A written model with all its values in memory, under their whole names.
 
     Raises:
         InputError: a data file is missing, or too short.
     """
-    model = onnx.load_model_from_string(data)
+    model = load(data)
     for entry in model.graph.initializer:
         if entry.data_location == TensorProto.EXTERNAL:
             place = {field.key: field.value for field in entry.external_data}

@@ -1,6 +1,7 @@
 """Rewrites of the ONNX graph that torch.onnx gives. Each pass takes the model and changes one thing.
 
-In this order (see `write.py`; the two of linear layers are in `linears.py`, that of transposed convolutions in `transposed.py`):
+In this order (see `write.py`; the two of linear layers are in `linears.py`, that of transposed convolutions in `transposed.py`, the
+last four, which only make the graph smaller, in `trim.py`):
     fold_constants         operators on constants                    -> initializer
     unsigned_activations   int8 activation zero points               -> uint8, + 128
     absorb_clamps          Relu, Clip before a range within theirs   -> removed, else a quantize/dequantize pair goes before
@@ -10,16 +11,17 @@ In this order (see `write.py`; the two of linear layers are in `linears.py`, tha
     unpair_weights         DequantizeLinear(W) that no int8 op reads -> Mul(Cast(W))
     insert_tables          int8 weight                               -> Reshape(Gather(centroids, Cast(codes)))
     quantize_linear_inputs DequantizeLinear(W) -> MatMul, Gemm       -> DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul
+    settle_shapes          Reshape by a shape put together           -> by a constant, where one size alone is unknown
+    join_reshapes          Reshape -> DequantizeLinear -> Reshape    -> without the first
+    share_constants        equal scales, zero points, sizes          -> one initializer
     strip                  stack traces, shapes of inner values, doc strings and attributes of default value are removed
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
@@ -34,8 +36,7 @@ from .tables import decoded, initializer, shape_of
 
 _NO_LIMIT = 2**31
 _NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)  # values and codes
-_FEW = 64  # bytes that an initializer may take where a node would do
-_READS_WEIGHT = (("DequantizeLinear", DECODED), ("Transpose", DECODED), ("Mul", COLUMN))  # operator, end of its input's name
+_FEW = 32  # bytes that an initializer may take where a node would do
 
 
 def fold_constants(model: ir.Model) -> None:
@@ -191,53 +192,3 @@ def _zero_points(graph: ir.Graph, dequantize: ir.Node, name: str) -> ir.Value:
     cast = ir.node("Cast", [scale], attributes={"to": ir.DataType.INT8})
     graph.insert_before(graph[0], cast)
     return cast.outputs[0]
-
-
-def strip(model: ir.Model) -> None:
-    """Removes what no runtime reads, and gives short names to inner values; the layers keep their names, for Netron and profilers.
-
-    torch.onnx writes stack traces, more than half of a small file; a name stands in the file once for each reader.
-    """
-    graph = model.graph
-    outputs = set(graph.outputs)
-    layers = {
-        node.outputs[0]: str(source.name).rpartition("/")[0].removesuffix(".weight")
-        for node in graph
-        for source in node.inputs
-        if source is not None and (node.op_type, f"/{str(source.name).rpartition('/')[2]}") in _READS_WEIGHT
-    }
-    taken: Counter[str] = Counter()
-    for node in graph:
-        name = next((layers[value] for value in node.inputs if value in layers), "")
-        taken[name] += 1
-        node.name = f"{name}_{taken[name]}" if name and taken[name] > 1 else name  # onnxruntime refuses two nodes of one name
-        node.metadata_props.clear()
-        node.doc_string = None
-        _drop_defaults(node, model.opset_imports[""])
-    inner = [value for node in graph for value in node.outputs if value not in outputs]
-    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values(), *inner):
-        value.metadata_props.clear()
-    for index, value in enumerate(inner):
-        value.shape = value.type = None
-        if not str(value.name).endswith(DECODED):
-            value.name = f"~{index}"  # a sign that no name from torch holds
-    for index, (name, value) in enumerate(list(graph.initializers.items())):
-        if name.startswith("val_"):
-            value.name = f"#{index}"
-    model.metadata_props.clear()
-    graph.metadata_props.clear()
-
-
-def _drop_defaults(node: ir.Node, opset: int) -> None:
-    """Removes the attributes that say what their absence says; those of a convolution take more bytes than its scales."""
-    schema = onnx.defs.get_schema(node.op_type, opset)  # a later opset may have made an input of an attribute
-    plain = {"strides": 1, "dilations": 1, "pads": 0} if node.op_type == "Conv" else {}
-    for name, attribute in list(node.attributes.items()):
-        default = schema.attributes[name].default_value
-        is_default = default.type != onnx.AttributeProto.UNDEFINED and onnx.helper.get_attribute_value(default) == _value(attribute)
-        if is_default or (name in plain and set(attribute.as_ints()) == {plain[name]}):
-            del node.attributes[name]
-
-
-def _value(attribute: ir.Attr) -> object:
-    return attribute.value.encode() if attribute.type == ir.AttributeType.STRING else attribute.value

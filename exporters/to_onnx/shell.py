@@ -30,6 +30,7 @@ from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 from qn_deploy.weights.table_blob import DType, Layout, pack, unpack
 
 from .functions import inlined
+from .modules import load as load_model
 from .names import DECODED
 from .read import expanded, transposes
 
@@ -48,7 +49,7 @@ def split(data: bytes, weights: Mapping[str, CompressedWeight], parts: Mapping[s
         parts: its external data.
     """
     tables = {name.removesuffix(INT8_SUFFIX) + DECODED: weight for name, weight in weights.items() if isinstance(weight, PQWeight)}
-    written, model = inlined(onnx.load_model_from_string(data)).graph, expanded(data, parts)
+    written, model = inlined(load_model(data)).graph, expanded(data, parts)
     tensors: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
     for entry in model.graph.initializer:

@@ -20,7 +20,7 @@ from qn_deploy.targets import Target
 from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
 from ..kernels.memory import chosen, in_memory, remarks
-from . import linears, passes, shell, transposed
+from . import linears, modules, passes, shell, transposed, trim
 from .compressed import keep_tables
 from .fusions import check_fusions
 from .large import externalize
@@ -61,14 +61,19 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
     passes.insert_tables(model, lowered.weights)
     if is_dynamic:
         linears.quantize_linear_inputs(model)
+    trim.settle_shapes(model)
+    trim.join_reshapes(model)
     common.RemoveUnusedNodesPass()(model)
-    passes.strip(model)
+    trim.share_constants(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    trim.strip(model)
     model.graph.name = "qn_deploy"
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # onnx-ir repeats the shape of each initializer there
     tables = _tables_to_keep(lowered, options)
     memory = in_memory(lowered.weights, keep_tables(proto, tables), options.memory)
     describe(proto, program, simulated)
+    modules.shorten(proto)
     parts = externalize(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     if not parts:  # the checker would look for external data in the current folder

@@ -39,7 +39,7 @@ class CompressConfig(Feedback):
     """
 
     seed: int = 0
-    memory: int = 512
+    memory: int = 256
 
 
 def compress(
@@ -81,7 +81,7 @@ def compress(
         ranges = _one_pass(program, found, as_batches(program, batches), work, losses)
     return replace(
         program,
-        exported=with_constants(program.exported, work.values),
+        exported=with_constants(program.exported, {name: weight.dequantize() for name, weight in work.weights.items()}),
         weights=work.weights,
         ranges=ranges,
         recipe=recipe,
@@ -101,7 +101,6 @@ class _Work:
     def __init__(self, config: CompressConfig, left: dict[str, str], count: int, progress: Tell | None) -> None:
         self.config, self.left, self._count, self._progress = config, left, count, progress
         self.weights: dict[str, CompressedWeight] = {}
-        self.values: dict[str, Tensor] = {}
 
     def code(self, target: Target, curvature: Curvature | None = None, lookups: Tensor | None = None) -> Tensor:
         """Compresses a weight; what a runtime will see in its place."""
@@ -112,7 +111,6 @@ class _Work:
         if reason:
             self.left[target.name] = reason
         self.weights[target.name], value = weight, weight.dequantize()
-        self.values[target.name] = value
         if self._progress:
             self._progress(Progress(0, 1, "compressing", (target.name,), len(self.weights) / self._count))
         return value
@@ -190,7 +188,8 @@ def _of_later_readers(program: Program, found: list[Target], batches: list[Batch
         assert source is not None
         walk.until(reader)
         moments = measured(reader, target.weight.value, walk.values(source), len(batches), config.seed)
-        total[target.name] = total.get(target.name, Moments()) + moments
+        moments += total.get(target.name, Moments())
+        total[target.name] = moments
     return total
 
 

@@ -82,17 +82,17 @@ class Curvature:
         assert moments.gram is not None and moments.cross is not None
         if not torch.isfinite(moments.gram).all() or not torch.isfinite(moments.cross).all():
             raise CompressionError("its inputs hold NaN or infinity; look for it in the batches")
-        gram, missed = moments.gram.double(), moments.cross - moments.gram  # float64 of a wide layer is large: it is damped in place
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        kept = diagonal.clone()
-        move = torch.zeros_like(moments.gram)
-        if config.correction and missed.any():
-            diagonal += _ridge(kept, config.correction_damping)
-            lower = torch.linalg.cholesky(gram)
-            move = config.correction * torch.cholesky_solve(missed.mT.double(), lower).mT.float()
+        # A matrix of a wide layer is large, and twice as large in float64: few of them live at once.
+        move = moments.cross - moments.gram
+        if config.correction and move.any():
+            lower = torch.linalg.cholesky(_damped(moments.gram, config.correction_damping).double())
+            for part in torch.split(move, _AT_ONCE, 1):
+                part.copy_(config.correction * torch.cholesky_solve(part.mT.double(), lower).mT)
             del lower
-        diagonal.copy_(kept + _ridge(kept, config.damping))
-        return cls(gram.float(), _factor(gram), move)
+        else:
+            move.zero_()
+        gram = _damped(moments.gram, config.damping)
+        return cls(gram, _factor(gram), move)
 
     def rows(self, weight: Tensor) -> Tensor:
         """The rows [groups, out, n] to approximate.
@@ -257,19 +257,22 @@ def _nearest(points: Tensor, keys: Tensor) -> Tensor:
     return torch.baddbmm(keys.square().sum(2)[:, None], points, keys.mT, alpha=-2).argmin(2)
 
 
-def _ridge(diagonal: Tensor, damping: float) -> Tensor:
-    """What is added to the diagonals [groups, n]."""
+def _damped(gram: Tensor, damping: float) -> Tensor:
+    """A copy with a share of its mean diagonal added to the diagonal."""
+    damped = gram.clone()
+    diagonal = damped.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(1, keepdim=True)
-    return damping * torch.where(mean > _TINY, mean, 1.0)  # inputs next to zero say nothing: all weights count alike
+    diagonal += damping * torch.where(mean > _TINY, mean, 1.0)  # inputs next to zero say nothing: all weights count alike
+    return damped
 
 
 def _factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse; gram is float64: float32 can fail where inputs go together closely."""
+    """The upper Cholesky factor of the inverse, computed in float64: float32 can fail where inputs go together closely."""
     # Flipped, gram is L L^T; so it is R R^T with the upper R, L flipped, and its inverse is U^T U with U = R^-1: no inverse is needed.
-    lower = torch.linalg.cholesky(gram.flip(1, 2))
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(gram.shape[1], dtype=gram.dtype).expand_as(gram), upper=False)
-    upper: Tensor = inverse.flip(1, 2)
-    return upper.float()
+    lower = torch.linalg.cholesky(gram.flip(1, 2).double())
+    inverse = torch.eye(gram.shape[1], dtype=lower.dtype).repeat(len(gram), 1, 1)
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    return inverse.float().flip(1, 2)
 
 
 def _on_grid(books: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,8 @@ class Moments:
     cross: Tensor | None = None
     lookups: Tensor | None = None
 
-    def __add__(self, other: Moments) -> Moments:
+    def __iadd__(self, other: Moments) -> Moments:
+        """The sum, in the memory of the first: a wide layer's moments are large."""
         return Moments(_sum(self.gram, other.gram), _sum(self.cross, other.cross), _sum(self.lookups, other.lookups))
 
 
@@ -159,4 +160,4 @@ def _positions(value: Tensor, geometry: Geometry, most: int, generator: torch.Ge
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return second if first is None else first if second is None else first + second
+    return second if first is None else first if second is None else first.add_(second)

@@ -25,6 +25,7 @@ from qn_deploy.exporting.trial import try_files
 from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations, Form, Lowered, choose_activations, lower
 from qn_deploy.lowering.narrow import narrow
+from qn_deploy.memory import give_back
 from qn_deploy.program.program import Program
 from qn_deploy.targets import DEFAULT_TARGET, TARGETS, Target
 
@@ -65,6 +66,7 @@ def export(
         for name, exporter in chosen.items():
             progress(f"writing {exporter.filename}")
             written[name] = write_file(exporter, program, activations, options[name], TARGETS[config.target], form)
+            give_back()
         progress("running the simulated program")
         vectors = _golden(program, chosen, written)
         if not config.allow_constant:

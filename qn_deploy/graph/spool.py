@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import tempfile
 from collections.abc import Hashable
-from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -73,12 +71,6 @@ class Spool:
                 file.close()
                 del self._files[group]
         return value
-
-
-def give_back() -> None:
-    """Gives freed memory back to the system: glibc keeps blocks of up to 32 MB, and a walk frees many between those that it holds."""
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _own(value: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from qn_deploy.graph.lifted import constants, like
-from qn_deploy.graph.spool import Spool, give_back
+from qn_deploy.graph.spool import Spool
+from qn_deploy.memory import give_back
 
 See = Callable[[Node, Any], None]
 Differ = Callable[[Node, Any, Any], None]

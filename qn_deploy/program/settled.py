@@ -2,10 +2,10 @@
 
 In this order:
     1. operators work out of place; regions without gradients or autocast, dropout and assertions are gone (torch's own functionalisation);
-       an LSTM with a projection is its steps
+       an LSTM with a projection is its steps, a BatchNorm by statistics of the batch its mean and variance
     2. products with constant matrices are linear layers, values that depend on constants alone are constants, BatchNorm is folded,
        large parameters that no layer reads are looked up
-    3. reshaping does not depend on how values lie in memory (`reshape`, not `view` or `_unsafe_view`)
+    3. reshaping does not depend on how values lie in memory (`reshape`, not `view` or `_unsafe_view`); a slice of everything is gone
     4. the graph takes and returns flat tuples of tensors: inputs that are no tensors, and outputs that are left out, are gone
 
 Everything after it may rely on that.
@@ -28,7 +28,7 @@ from qn_deploy.graph.constants import fold_constants, put_constant
 from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.lookups import look_up
 from qn_deploy.graph.matrices import make_linear
-from qn_deploy.graph.recurrent import decompositions
+from qn_deploy.graph.written_out import decompositions
 from qn_deploy.program.program import Batch
 
 _aten = torch.ops.aten
@@ -68,6 +68,8 @@ def settled(
         for node in graph_module.graph.nodes:
             if node.target in (_aten.view.default, _aten._unsafe_view.default):
                 node.target = _aten.reshape.default
+            elif node.target is _aten.alias.default:  # an output stays one of its own
+                node.replace_all_uses_with(node.args[0], delete_user_cb=lambda user: user.op != "output")
         flat = _flattened(graph_module, kept)
         return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
 

@@ -33,6 +33,8 @@ from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, i
 from qn_deploy.verification.loss import check_loss
 from qn_deploy.verification.report import Report
 
+_AT_ONCE = 32 << 20  # bytes of files that are checked at the same time; of larger ones the memory counts more than the seconds
+
 
 def verify(
     folder: str | Path,
@@ -69,7 +71,8 @@ def verify(
         entry = manifest.files[name]
         return _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
 
-    with ThreadPoolExecutor() as pool:  # each waits for a child process most of the time
+    at_once = len(files) if sum(len(each.data) for each in files.values()) <= _AT_ONCE else 1
+    with ThreadPoolExecutor(at_once) as pool:  # each waits for a child process most of the time
         for name, (file_checks, result) in zip(files, pool.map(check_file, files), strict=True):
             checks += file_checks
             if result is not None:

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from qn_deploy.recipe import Int4, Int8
 
-# A row this much smaller than the largest counts as zero. Dead channels decay to 1e-20; a scale that small would push the int32 bias of
+# A row this small counts as zero. Dead channels decay to 1e-20; a scale that small would push the int32 bias of
 # a quantized layer, bias / (input scale * weight scale), out of range.
-DEAD_ROW = 1e-6
+_DEAD_ROW, _DEAD = (
+    1e-6,
+    1e-36,
+)  # of the largest row; of any row: a scale below it would be no normal float32, which runtimes refuse or flush
 _CLIPPINGS = 48  # candidates between a quarter of the largest magnitude and all of it
 
 
@@ -32,9 +35,14 @@ def row_scale(rows: Tensor, method: Int8 | Int4) -> Tensor:
     """
     top = limit(method.bits)
     largest = rows.abs().amax(1)
-    most = largest.max()
-    minmax = torch.where(largest > most * DEAD_ROW, largest, most.where(most > 0, torch.ones_like(most))) / top
+    alive, most = live_rows(largest), largest.max()
+    minmax = torch.where(alive, largest, most if alive.any() else torch.ones_like(most)) / top
     return _least_squares(rows, minmax, top) if method.searched else minmax
+
+
+def live_rows(sizes: Tensor) -> Tensor:
+    """Bool [n]: False for a row of weights that counts as zero, by its size [n], a largest magnitude or a root mean square."""
+    return sizes > (_DEAD_ROW * sizes.max()).clamp_min(_DEAD)
 
 
 def _least_squares(rows: Tensor, scale: Tensor, top: int) -> Tensor:

@@ -179,7 +179,9 @@ def _mass(weights: Tensor | None) -> Tensor | None:
     if weights is None:
         return None
     if not torch.isfinite(weights).all() or bool((weights < 0).any()):
-        raise CompressionError("the weights of a k-means must be finite and not negative; look for NaN in the calibration inputs")
+        raise CompressionError(
+            "the weights of a k-means must be finite and not negative; look for NaN, or values above 1e18, in the calibration inputs"
+        )
     scaled = weights / (_mean(weights) or 1.0)
     return scaled + _TRACE * scaled.mean(1, keepdim=True) + _LEAST
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Table
 from qn_deploy.weights.compressed import INT8_MAX, PQWeight, codes_dtype, to_int8
-from qn_deploy.weights.grid import DEAD_ROW
+from qn_deploy.weights.grid import live_rows
 from qn_deploy.weights.kmeans import Effort, centroids_of, nearest, used
 
 
@@ -64,7 +64,7 @@ def normalised(weight: Tensor, block_size: int, per_channel: bool = True) -> tup
         raise CompressionError("the weight holds NaN or infinity; find the training step that made it")
     scale, live = _row_rms(rows)
     if not per_channel:
-        scale = torch.full_like(scale, float(rows.double().square().mean().sqrt()) or 1.0)
+        scale = torch.full_like(scale, float(rows.double().square().mean().sqrt()) if live.any() else 1.0)
     return (rows / scale[:, None]).reshape(rows.shape[0], -1, block_size), scale, live
 
 
@@ -139,7 +139,6 @@ def _assigned(blocks: Tensor, centroids: list[Tensor]) -> tuple[list[tuple[Tenso
 def _row_rms(rows: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [out] root mean square of each row, the mean of the others for dead rows; bool [out], False for the dead."""
     rms = rows.double().square().mean(1).sqrt()
-    live = rms > DEAD_ROW * rms.max()
-    usual = rms[live].mean() if live.any() else torch.ones((), dtype=torch.float64)
-    tiny = torch.finfo(torch.float32).tiny
-    return torch.where(live, rms, usual).clamp_min(tiny).float(), live
+    alive = live_rows(rms)
+    usual = rms[alive].mean() if alive.any() else torch.ones((), dtype=torch.float64)
+    return torch.where(alive, rms, usual).float(), alive

@@ -367,3 +367,14 @@ def test_an_image_in_another_order_of_memory_is_taken_in_the_order_of_runtimes()
     program = capture(nn.Conv2d(3, 4, 3), (image,))
     assert program.golden.inputs[0].is_contiguous() and torch.equal(program.golden.inputs[0], image)
     assert next(node.meta["val"] for node in program.exported.graph.nodes if node.name == program.inputs[0]).is_contiguous()
+
+
+def test_a_slice_of_everything_leaves_nothing_behind_but_an_output_of_its_own() -> None:
+    class Slices(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.relu(x[:, :8]) + 1, x[:, :9]
+
+    program = capture(Slices(), INPUT)
+    reader = next(node for node in program.exported.graph.nodes if node.target is torch.ops.aten.relu.default)
+    assert reader.args[0].op == "placeholder"
+    agrees(program)

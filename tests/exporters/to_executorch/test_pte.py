@@ -37,7 +37,8 @@ def test_to_tables_compresses_each_graph(lowered, payloads) -> None:
     pte = to_tables(lowered.stock, lowered.tables)
     graphs = payloads(pte)
     assert all(graph.startswith(graph_blob.MAGIC) for graph in graphs)
-    assert [graph_blob.inflate(graph) for graph in graphs] == payloads(lowered.stock)
+    blanked = [re.sub(rb"([0-9a-f]{16})[0-9a-f]{48}", rb"\g<1>" + b"0" * 48, graph) for graph in payloads(lowered.stock)]
+    assert [graph_blob.inflate(graph) for graph in graphs] == blanked  # of each key the digits that XNNPACK's cache tells programs apart by
 
 
 def test_to_tables_shortens_keys_to_eight_digits_of_the_digest(lowered) -> None:

@@ -120,3 +120,11 @@ def test_gelu_by_tanh_is_not_the_exact_one(make_program: MakeProgram, payloads: 
     assert written.notes == () and len(payloads(written.data)) == 1  # XNNPACK computes both
     for found, expected in zip(EXPORTER.run(written.data, (x,))[0], Gelu()(*x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)  # the two are 4.7e-4 apart
+
+
+def test_mish_and_softplus_keep_the_order_of_channels(make_program: MakeProgram, random_table: RandomTable) -> None:
+    x = (torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)),)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Mish(), nn.Conv2d(4, 2, 1), nn.Softplus())
+    written = write_file(EXPORTER, make_program(model, x, {"0.weight": random_table((4, 3, 3, 3), 9)}), Activations.STATIC)
+    (found,) = EXPORTER.run(written.data, (x,))[0]
+    assert torch.allclose(found, written.lowered.simulate(x)[0], rtol=1e-5, atol=1e-6)

@@ -67,7 +67,7 @@ def test_a_folder_with_external_data_loads_by_its_path_and_verifies(
     assert verify(tmp_path).passed
     monkeypatch.setattr(read, "LIMIT", 500)
     (line,) = [check for check in verify(tmp_path).checks if check.limit == "not compared"]
-    assert line.found == "the dense weights take 5,964 bytes, more than one .onnx file can hold"
+    assert line.found == "the dense weights take 5,956 bytes, more than one .onnx file can hold"
     (tmp_path / name).write_bytes(b"other")
     with pytest.raises(InputError, match=f"{name} is not the file that was exported"):
         verify(tmp_path)

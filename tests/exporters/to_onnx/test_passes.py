@@ -232,36 +232,3 @@ def test_linear_layers_become_dynamic_and_other_readers_stay(form: str) -> None:
     assert not {"Gemm", "MatMul"} & set(found)
     step = 6 / 255  # the range of X is [-3, 3]
     assert np.abs(run(model, x=X) - before).max() <= step / 2 * weight.dequantize().abs().sum(1).max() * 1.001
-
-
-def test_strip_removes_traces_and_keeps_the_names_that_matter() -> None:
-    model = layer(TABLE)
-    passes.insert_tables(model, {"layer.weight_int8": TABLE})
-    for node in model.graph:
-        node.metadata_props["pkg.torch.onnx.stack_trace"] = "File model.py, line 7"
-        node.doc_string = "written on my machine"
-    model.metadata_props["x"] = "y"
-    passes.strip(model)
-    data = ir.to_proto(model).SerializeToString()
-    assert b"model.py" not in data and b"machine" not in data and b"stack_trace" not in data
-    names = [node.name for node in model.graph]
-    assert "layer" in names
-    assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y"]
-    assert np.array_equal(run(model, x=X), X @ TABLE.dequantize().numpy().T)
-
-
-def test_strip_gives_no_two_nodes_one_name() -> None:
-    """onnxruntime refuses to load a model in which two nodes have one name."""
-    body = "{ w = DequantizeLinear <axis = 0> (k, s, z) a = Gemm <transB = 1> (x, w) b = Gemm <transB = 1> (x, w) y = Add (a, b) }"
-    model = parse("<int8[3, 4] k = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, float[3] s = {1, 1, 1}, int8[3] z = {0, 0, 0}> " + body)
-    model.graph.initializers["k"].name = "layer.weight/int8"
-    passes.strip(model)
-    names = [node.name for node in model.graph if node.name]
-    assert sorted(names) == ["layer", "layer_2"]
-
-
-def test_strip_knows_the_attributes_of_the_models_own_opset() -> None:
-    model = parse("{ y = DFT <axis = 1, onesided = 1> (x) }")  # the axis is an input since opset 20
-    model.opset_imports[""] = 18
-    passes.strip(model)
-    assert [list(node.attributes) for node in model.graph] == [["onesided"]]

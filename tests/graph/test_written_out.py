@@ -1,4 +1,4 @@
-"""LSTMs with a projection: their steps compute the same, and their weights are compressed and run in both formats."""
+"""LSTMs with a projection, BatchNorm by statistics of the batch: what is written out computes the same, and runs in both formats."""
 
 from __future__ import annotations
 
@@ -57,3 +57,28 @@ def test_its_weights_are_compressed_and_run_in_both_formats(program: Program, tm
     assert build.manifest.weights["projected.weight_hr_l1_reverse"].kind == "table"
     assert set(build.manifest.files) == {"model.onnx", "model.pte"}
     assert verify(tmp_path / "build").passed
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm1d, (6, 8)), (nn.BatchNorm1d, (6, 8, 5)), (nn.BatchNorm2d, (6, 8, 5, 4))])
+def test_a_norm_without_statistics_takes_those_of_each_batch(norm: type[nn.BatchNorm1d], shape: tuple[int, ...], affine: bool) -> None:
+    module = norm(8, affine=affine, track_running_stats=False).eval()
+    if affine:
+        nn.init.normal_(module.weight)
+        nn.init.normal_(module.bias)
+    captured = capture(module, (torch.randn(shape),))
+    assert not any("norm" in str(target) for target in targets(captured))
+    for batch in (2, 9):
+        x = torch.randn(batch, *shape[1:]) * 3 + 1
+        (found,) = captured.exported.module()(x)
+        assert torch.allclose(found, module(x), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_norm_without_statistics_runs_in_both_formats(tmp_path: Path) -> None:
+    norm = nn.BatchNorm2d(16, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(), nn.Conv2d(16, 8, 1)).eval()
+    captured = capture(model, (torch.randn(4, 3, 12, 12),))
+    export(compress(captured, Recipe((Rule(Int8()),)), [captured.golden.inputs]), tmp_path / "build")
+    report = verify(tmp_path / "build", min_sqnr_db=30.0)
+    assert report.passed
