@@ -97,22 +97,39 @@ struct DequantizeRows final : Sink {
   const float* x_scales;  // [rows]
   const float* w_scale;   // [out]
   const float* bias;      // [out], or null
-  Output<float> to;
+  float* to;              // [rows][out]
+  int64_t out;
 
   DequantizeRows(RowRule rule, const int32_t* row_sums, const int32_t* zeros, const float* x_scales, const float* w_scale, const float* bias,
-                 Output<float> to)
-      : rule(rule), row_sums(row_sums), zeros(zeros), x_scales(x_scales), w_scale(w_scale), bias(bias), to(to) {}
+                 float* to, int64_t out)
+      : rule(rule), row_sums(row_sums), zeros(zeros), x_scales(x_scales), w_scale(w_scale), bias(bias), to(to), out(out) {}
 
   void take(int64_t r0, int64_t rows, int64_t o0, int64_t outs, const int32_t* sums, int64_t stride) const override {
-    for (int64_t r = 0; r < rows; ++r) {
-      const Centred centred{row_sums, zeros[r0 + r], nullptr};
-      const float x_scale = x_scales[r0 + r];
-      float* line = to.data + (r0 + r) * to.row;
-      for (int64_t i = 0; i < outs; ++i) {
-        const float value = static_cast<float>(centred(sums[r * stride + i], o0 + i)), scale = w_scale[o0 + i];
-        const float added = bias ? bias[o0 + i] : 0.0f;
-        line[(o0 + i) * to.column] = rule == RowRule::kXnnpack ? std::fma(value * x_scale, scale, added) : value * (x_scale * scale) + added;
-      }
+#if defined(__x86_64__)
+    static const bool fuses = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (fuses) return take_fused(r0, rows, o0, outs, sums, stride);
+#endif
+    for (int64_t r = 0; r < rows; ++r) line(r0 + r, o0, outs, sums + r * stride);
+  }
+
+ private:
+#if defined(__x86_64__)
+  // The same with the processor's own instruction, many at a time; without it std::fma is a call for each output.
+  __attribute__((target("avx2,fma"))) void take_fused(int64_t r0, int64_t rows, int64_t o0, int64_t outs, const int32_t* sums, int64_t stride) const {
+    for (int64_t r = 0; r < rows; ++r) line(r0 + r, o0, outs, sums + r * stride);
+  }
+#endif
+
+  __attribute__((always_inline)) inline void line(int64_t r, int64_t o0, int64_t outs, const int32_t* sums) const {
+    const auto zero = static_cast<uint32_t>(zeros[r]);
+    const float x_scale = x_scales[r];
+    const int32_t* of_row = row_sums + o0;
+    const float *scales = w_scale + o0, *added = bias ? bias + o0 : nullptr;
+    float* values = to + r * out + o0;
+    for (int64_t i = 0; i < outs; ++i) {
+      const auto centred = static_cast<int32_t>(static_cast<uint32_t>(sums[i]) - zero * static_cast<uint32_t>(of_row[i]));
+      const float value = static_cast<float>(centred), start = added ? added[i] : 0.0f;
+      values[i] = rule == RowRule::kXnnpack ? std::fma(value * x_scale, scales[i], start) : value * (x_scale * scales[i]) + start;
     }
   }
 };

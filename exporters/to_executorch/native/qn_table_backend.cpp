@@ -96,8 +96,7 @@ class Layer {
       scales[static_cast<size_t>(r)] = grid.scale, zeros[static_cast<size_t>(r)] = grid.zero;
     }
     const float* bias = floats_.empty() ? nullptr : floats_.data();
-    const qn::DequantizeRows sink(rule, linear_.row_sums(), zeros.data(), scales.data(), factors_.data(), bias,
-                                  {y, linear_.table().out, 1});
+    const qn::DequantizeRows sink(rule, linear_.row_sums(), zeros.data(), scales.data(), factors_.data(), bias, y, linear_.table().out);
     return run(steps.get(), rows, sink);
   }
 
