@@ -17,7 +17,7 @@ ARROWS = {
     "compression": {"program", "graph", "recipe", "weights"},
     "lowering": {"program", "graph", "weights"},
     "exporting": {"lowering", "program", "weights", "report"},  # a result prints itself by report
-    "exporters/kernels": {"weights"},
+    "exporters/kernels": {"exporting", "lowering", "weights"},
     "exporters/to_onnx": {"exporting", "lowering", "program", "graph", "weights", "recipe", "exporters/kernels"},
     "exporters/to_executorch": {"exporting", "lowering", "program", "graph", "weights", "exporters/kernels"},
     "verification": {"exporting", "lowering", "program", "graph", "report"},
