@@ -4,6 +4,7 @@
     capture     a trained module becomes a float Program; load takes a .pt2 as well
     compress    a float Program becomes a compressed one; ipq does it with fine-tuning, tune fine-tunes the result
     plan        a float Program becomes one that loses the least within a size, or is the smallest within a loss
+    import_checkpoint  a published checkpoint with tables (fairseq, kill-the-bits) becomes a compressed Program
     calibrate   the ranges of static int8 activations
     save, load  model.pt
     export      export(program, folder, ExportConfig(...)): a folder of .onnx and .pte files
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from qn_deploy.exporting.export import export
     from qn_deploy.program.capture import capture
     from qn_deploy.program.store import load, save
+    from qn_deploy.sources.published import import_checkpoint
     from qn_deploy.verification.ladder import verify
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "capture",
     "compress",
     "export",
+    "import_checkpoint",
     "ipq",
     "load",
     "noise",
@@ -55,6 +58,7 @@ _PLACES = {
     "capture": "program.capture",
     "export": "exporting.export",
     **dict.fromkeys(("load", "save"), "program.store"),
+    "import_checkpoint": "sources.published",
     "verify": "verification.ladder",
 }
 

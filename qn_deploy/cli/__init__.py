@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qn_deploy.cli import android, bench, compress, demo, devices, export, inspect, report, targets, unpack, verify
+from qn_deploy.cli import android, bench, compress, demo, devices, export, importing, inspect, report, targets, unpack, verify
 from qn_deploy.errors import QnDeployError
 
 
@@ -65,5 +65,5 @@ def main() -> None:
     """  # noqa: D301  # click wants the character
 
 
-for _module in (android, bench, compress, demo, devices, export, inspect, report, targets, unpack, verify):
+for _module in (android, bench, compress, demo, devices, export, importing, inspect, report, targets, unpack, verify):
     main.add_command(_module.command)

@@ -1,4 +1,4 @@
-"""The options by which `compress` and `export` are told of a model and its data."""
+"""The options by which `compress`, `export` and `import` are told of a model and its data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import click
 from qn_deploy.cli.options import PATH
 
 if TYPE_CHECKING:
+    from qn_deploy.compression.published import Rest
     from qn_deploy.program.program import Batch, Program
+    from qn_deploy.sources.data import Data
+    from qn_deploy.sources.source import Source
 
 _OPTIONS = (
     click.argument("source", metavar="SOURCE"),
@@ -44,11 +47,18 @@ class Given:
 
     def open(self) -> tuple[Program, tuple[Batch, ...] | None]:
         """The program, and batches for calibration if data was given."""
+        return self._with_batches(lambda source, data: source.open(data))
+
+    def imported(self, rest: Rest) -> tuple[Program, tuple[Batch, ...] | None]:
+        """The program of a checkpoint with tables, and batches as of `open`; `rest` is what its other weights become."""
+        return self._with_batches(lambda source, data: source.published(rest, data))
+
+    def _with_batches(self, opened: Callable[[Source, Data | None], Program]) -> tuple[Program, tuple[Batch, ...] | None]:
         from qn_deploy.sources.data import CALIBRATION, read_data
         from qn_deploy.sources.source import Source
 
         data = read_data(self.calibration, self.preprocess) if self.calibration is not None else None
-        program = Source(self.source, self.weights, self.examples).open(data)
+        program = opened(Source(self.source, self.weights, self.examples), data)
         return program, data.for_program(program, CALIBRATION) if data is not None else None
 
     def more(self, text: str, program: Program) -> tuple[Batch, ...]:

@@ -49,7 +49,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         found = outputs_of(_called(model, args, named))
         outputs = tuple(tensor.detach().clone() for tensor in found.tensors)
         captured, fixed = _exported(_Flat(model, found.kept), args, named, dynamic_shapes)
-    exported = settled(captured, _doubled(captured, inputs), rename=lambda name: name.removeprefix("model."))
+    exported = settled(captured, doubled(captured, inputs), rename=lambda name: name.removeprefix("model."))
     outside = apart(found.names, exported.graph_signature.user_inputs)
     notes = (*found.notes, *([fixed] if fixed else []))
     return Program(exported, Golden(inputs, outputs), outside, classes=_classes(model, exported), notes=notes)
@@ -124,8 +124,8 @@ def _dynamic_batch(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return args, kwargs, shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
 
 
-def _doubled(exported: ExportedProgram, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, those of one sample twice where the graph has a dynamic batch."""
+def doubled(exported: ExportedProgram, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs, those of one sample twice where the graph has a dynamic batch: torch.export takes 1 as fixed."""
     names = exported.graph_signature.user_inputs
     values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in names]
     tensors = [value for value in values if isinstance(value, Tensor)]

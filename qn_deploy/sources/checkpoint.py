@@ -32,7 +32,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         InputError: the file can't be read, holds no weights, or they are not those of the module; the message names what differs.
     """
-    state = _fitting(_states(path), model, path)
+    put_weights(model, _fitting(list(_inside(read_checkpoint(path))), model, path), path)
+
+
+def put_weights(model: nn.Module, state: State, path: Path) -> None:
+    """Puts tensors into a module, in place; each of its parameters and buffers must be among them, and no other.
+
+    Raises:
+        InputError: they are not those of the module; the message names the file and what differs.
+    """
     found, wanted = set(state), model.state_dict()
     strange = sorted(found - set(wanted))
     shared = {wanted[name].data_ptr() for name in found & set(wanted)}
@@ -50,12 +58,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _states(path: Path) -> list[State]:
-    """All maps from names to tensors that a file holds."""
+def read_checkpoint(path: Path) -> Any:
+    """What a file holds: a map from names to tensors, or whatever of maps, lists, numbers and tensors was given to torch.save.
+
+    Raises:
+        InputError: the file can't be read, or holds more than that; no code in it is run.
+    """
     data = read_bytes(path)
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
         try:
-            return [safetensors.torch.load(data)]
+            return safetensors.torch.load(data)
         except Exception as error:
             raise InputError(f"{path} is a damaged safetensors file ({first_line(error)[:200]}); copy it again") from None
     if data.startswith(b"PK"):
@@ -69,9 +81,7 @@ def _states(path: Path) -> list[State]:
                 "Save the weights alone: torch.save(model.state_dict(), path)"
             ) from None
         raise InputError(f"{path} is no checkpoint of torch.save and no safetensors file, or a damaged one") from error
-    if isinstance(held, nn.Module):
-        held = held.state_dict()
-    return list(_inside(held))
+    return held.state_dict() if isinstance(held, nn.Module) else held
 
 
 def _check_zip(path: Path, data: bytes) -> None:
@@ -98,11 +108,12 @@ def _fitting(states: list[State], model: nn.Module, path: Path) -> State:
     if not states:
         raise InputError(f"{path} holds no weights: expected a map from names to tensors, as model.state_dict() gives it")
     wanted = set(model.state_dict())
-    forms = [form for state in states for form in (state, _without_prefix(state))]
+    forms = [form for state in states for form in (state, without_prefix(state))]
     return max(forms, key=lambda form: len(wanted & set(form)))
 
 
-def _without_prefix(state: State) -> State:
+def without_prefix(state: State) -> State:
+    """The map without the first part of its names, if all have the same, as a wrapper leaves it ("module."); else the map itself."""
     prefixes = {name.partition(".")[0] for name in state}
     if len(prefixes) != 1 or not all("." in name for name in state):
         return state

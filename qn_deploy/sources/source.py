@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from qn_deploy.compression.published import Rest
 from qn_deploy.errors import InputError
 from qn_deploy.program.batches import has_dynamic_batch
 from qn_deploy.program.capture import capture
@@ -16,6 +17,7 @@ from qn_deploy.sources.checkpoint import load_weights
 from qn_deploy.sources.code import call, is_name
 from qn_deploy.sources.data import EXAMPLES, Data
 from qn_deploy.sources.example import made_examples
+from qn_deploy.sources.published import import_checkpoint
 
 Examples = tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -66,7 +68,32 @@ class Source:
             return load(given, tuple(tensor[:EXAMPLES] for tensor in first) if has_dynamic_batch(program) else first)
         return program
 
+    def published(self, rest: Rest, data: Data | None = None) -> Program:
+        """The program of a checkpoint with tables, `weights`, for the module that the user's code makes.
+
+        Args:
+            rest: what the weights without tables become.
+            data: as for `open`.
+
+        Raises:
+            InputError: as `open`, or as `import_checkpoint`.
+            ExportError: torch.export can't capture the module.
+        """
+        if not self.is_code:
+            raise InputError(f"a checkpoint is imported into a network that your code makes, package.module:function; {self.model} is none")
+        if self.weights is None:
+            raise InputError("the checkpoint to import is missing: --weights FILE")
+        model, args, kwargs = self._built(made_examples(self.examples) if self.examples else (data.examples() if data else None))
+        return import_checkpoint(model, self.weights, args, kwargs, rest)
+
     def _captured(self, examples: Examples | None) -> Program:
+        model, args, kwargs = self._built(examples)
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        return capture(model, args, kwargs)
+
+    def _built(self, examples: Examples | None) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor]]:
+        """The module that the user's code makes, and its example inputs by position and by name."""
         if examples is None:
             raise InputError(
                 f"{self.model} needs example inputs to be captured with: --calibrate data.npz, or --example 'image=float32[1,3,224,224]'"
@@ -74,7 +101,5 @@ class Source:
         model = call(self.model)
         if not isinstance(model, nn.Module):
             raise InputError(f"{self.model} gives a {type(model).__name__}; expected a torch.nn.Module")
-        if self.weights is not None:
-            load_weights(model, self.weights)
         model = model.eval().cpu()
-        return capture(model, kwargs=examples) if isinstance(examples, dict) else capture(model, tuple(examples))
+        return (model, (), examples) if isinstance(examples, dict) else (model, tuple(examples), {})
