@@ -27,6 +27,8 @@ Rest = Literal["int8", "float"]
 _CLIPPINGS = torch.linspace(1.0, 0.5, 51).tolist()  # of the largest centroid, where the grid of int8 may end
 _ROUNDING = 1e-5  # of a row's largest weight: what float32 makes of a product
 _LEAST = 1e-6  # of the largest factor: one that a dead channel gets, so that its scale is an ordinary number
+_CHANGED = "int8: the graph computes with other values than those of its table, and not with its rows times a factor"
+_UNREAD = "its table is not kept: the graph reads no weight of this name, but computes another one of it or leaves it out"
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ def with_tables(program: Program, published: Mapping[str, Blocks], rest: Rest = 
         if factor is None:
             values[target.name], _ = coded(replace(target, method=Int8()), target.weight.value, CompressConfig())
             if target.name in published:
-                left[target.name] = "int8: the graph computes with other values than those of its table, not with its rows times a factor"
+                left[target.name] = _CHANGED
         else:
             values[target.name], lost[target.name] = rounded(published[target.name], factor.abs())
-    unread = {name: "the graph does not read its values" for name in published if name not in values and name not in left}
+    unread = {name: _UNREAD for name in published if name not in values and name not in left}
     return replace(
         program,
         exported=with_constants(program.exported, {name: weight.dequantize() for name, weight in values.items()}),
@@ -138,9 +140,15 @@ def _factors(target: Target, blocks: Blocks) -> Tensor | None:
         return torch.ones(len(now))
     now, then = now.flatten(1).double(), then.flatten(1).double()
     power = then.square().sum(1)
-    factor = torch.where(power > 0, (now * then).sum(1) / power, 1.0)
+    live = power > 0
+    if not bool(live.any()):
+        return None
+    factor = (now * then).sum(1) / power
+    factor = torch.where(live, factor, factor[live][0])  # rows of zeros stay so with any
     if bool(((now - factor[:, None] * then).abs() > _ROUNDING * now.abs().amax(1, keepdim=True)).any()):
         return None
+    if float(factor.min()) > 0 and float(factor.max() / factor.min()) < 1 + _ROUNDING:
+        return factor.mean().float().expand(len(factor))
     sizes = factor.abs()
     if not target.per_channel or not bool(live_rows(sizes).any()) or not all(has_signs(reader) for reader in target.weight.readers):
         return None
