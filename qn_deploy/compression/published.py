@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qn_deploy.compression.compress import CompressConfig, coded
 from qn_deploy.compression.targets import Target, targets
+from qn_deploy.errors import CompressionError
 from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.lifted import unlifted, with_constants
 from qn_deploy.graph.signs import has_signs, move_signs
@@ -68,7 +69,7 @@ def with_tables(program: Program, published: Mapping[str, Blocks], rest: Rest = 
         rest: what all other weights become.
 
     Raises:
-        CompressionError: a weight can't be compressed; the message names it.
+        CompressionError: a weight holds NaN or infinity; the message names it.
     """
     found, left = targets(program, _recipe(published, rest))
     factors = {target.name: _factors(target, published[target.name]) for target in found if target.name in published}
@@ -76,15 +77,18 @@ def with_tables(program: Program, published: Mapping[str, Blocks], rest: Rest = 
     if negative:
         program = _signed(program, negative)
     values: dict[str, CompressedWeight] = {}
-    lost: dict[str, float] = {}
+    rounding: dict[str, float] = {}
     for target in found:
         factor = factors.get(target.name)
-        if factor is None:
-            values[target.name], _ = coded(replace(target, method=Int8()), target.weight.value, CompressConfig())
-            if target.name in published:
-                left[target.name] = _CHANGED
-        else:
-            values[target.name], lost[target.name] = rounded(published[target.name], factor.abs())
+        try:
+            if factor is None:
+                values[target.name], _ = coded(replace(target, method=Int8()), target.weight.value, CompressConfig())
+            else:
+                values[target.name], rounding[target.name] = rounded(published[target.name], factor.abs())
+        except CompressionError as error:
+            raise CompressionError(f"{target.name}: {error}") from None
+        if factor is None and target.name in published:
+            left[target.name] = _CHANGED
     unread = {name: _UNREAD for name in published if name not in values and name not in left}
     return replace(
         program,
@@ -92,8 +96,8 @@ def with_tables(program: Program, published: Mapping[str, Blocks], rest: Rest = 
         weights=values,
         recipe=_recipe(published, rest),
         left={**program.left, **left, **unread},
-        notes=(*program.notes, *_notes(lost, negative)),
-        provenance=(*program.provenance, {"stage": STAGE, "config": {"rest": rest}, "rounding_db": lost}),
+        notes=(*program.notes, *_notes(rounding, negative)),
+        provenance=(*program.provenance, {"stage": STAGE, "config": {"rest": rest}, "rounding_db": _lossy(rounding)}),
     )
 
 
@@ -121,7 +125,8 @@ def rounded(blocks: Blocks, factor: Tensor) -> tuple[PQWeight, float]:
 
 def _step(centroids: Tensor, counts: Tensor) -> tuple[float, float]:
     """The step of the int8 grid that loses the least squared error over all blocks, and that error."""
-    largest = float(centroids.abs().max()) or 1.0
+    size = centroids.abs().max()
+    largest = float(size) if bool(live_rows(size[None])) else 1.0  # zeros, or next to it
     steps = [largest * clipping / INT8_MAX for clipping in _CLIPPINGS]
     errors = [float((counts * (to_int8(centroids / step) * step - centroids).square()).sum()) for step in steps]
     best = min(range(len(steps)), key=errors.__getitem__)
@@ -134,7 +139,7 @@ def _factors(target: Target, blocks: Blocks) -> Tensor | None:
     Where an operator takes one scale for all rows, and where signs can't be moved behind it, the factors have to be equal and positive.
     """
     now, then = target.weight.value, blocks.decoded()
-    if now.shape != then.shape:
+    if now.shape != then.shape or not bool(torch.isfinite(now).all()):
         return None
     if torch.equal(now, then):
         return torch.ones(len(now))
@@ -168,14 +173,17 @@ def _recipe(published: Mapping[str, Blocks], rest: Rest) -> Recipe:
     return Recipe((*rules, Rule(Int8() if rest == "int8" else Float())), title="as published")
 
 
-def _notes(lost: Mapping[str, float], negative: Mapping[str, Tensor]) -> list[str]:
+def _lossy(rounding: Mapping[str, float]) -> dict[str, float]:
+    """Without the weights that lose nothing, for which JSON has no number."""
+    return {name: decibels for name, decibels in rounding.items() if decibels < inf}
+
+
+def _notes(rounding: Mapping[str, float], negative: Mapping[str, Tensor]) -> list[str]:
     notes = []
-    if lost:
-        worst = min(lost, key=lost.__getitem__)
-        notes.append(
-            f"{len(lost)} tables with the codes of the checkpoint; rounding their centroids to int8 leaves each weight an SQNR of at least "
-            f"{lost[worst]:.1f} dB ({worst})"
-        )
+    if rounding:
+        worst = min(rounding, key=rounding.__getitem__)
+        least = f"leaves each weight an SQNR of at least {rounding[worst]:.1f} dB ({worst})" if _lossy(rounding) else "loses nothing"
+        notes.append(f"{len(rounding)} tables with the codes of the checkpoint; rounding their centroids to int8 {least}")
     if negative:
         turned = sum(int((sign < 0).sum()) for sign in negative.values())
         notes.append(f"{turned} channels behind {len(negative)} tables are multiplied by -1 after their layer, as their BatchNorm does")

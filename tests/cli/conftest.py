@@ -39,6 +39,16 @@ RECIPES = {
     "type": '[[rules]]\nmethod = "table"\nblock_size = "nine"\n',
     "rules": 'title = "nothing else"\n',
 }
+BOOK, CODES = torch.zeros(16, 2), torch.zeros(8, dtype=torch.int64)  # a table for the layer of that net
+TABLES = {
+    "few": {"layer.centroids": BOOK, "layer.assignments": CODES[1:]},
+    "code": {"layer.centroids": BOOK, "layer.assignments": CODES + 16},
+    "lone": {"layer.assignments": CODES},
+    "block": {"layer.centroids": torch.zeros(16, 3), "layer.assignments": CODES},
+    "no_bias": {"layer.centroids": BOOK, "layer.assignments": CODES},
+    "other_net": {"encoder": {"centroids": BOOK, "assignments": CODES, "n_blocks": 2, "is_conv": False, "k": 1}},
+    "facts": {"layer": {"centroids": BOOK, "assignments": CODES, "n_blocks": 3, "is_conv": False, "k": 1}},
+}
 MANIFESTS = {"cut": "{", "other": '{"format": "something"}', "old": '{"format": "qn-deploy build", "version": 1}'}
 
 
@@ -60,6 +70,10 @@ def place(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "zip.pt").write_bytes(b"PK\3\4" + bytes(100))
     (folder / "cut.qnz").write_bytes(MAGIC + bytes(10))
     torch.save({"weight": torch.zeros(2)}, folder / "pickle.pt")
+    for name, tables in TABLES.items():
+        torch.save(tables, folder / f"{name}.pth")
+    (folder / "cut.pth").write_bytes((folder / "few.pth").read_bytes()[:-100])
+    torch.save({"layer.centroids": BOOK, "layer.assignments": CODES, "net": Path("x")}, folder / "objects.pth")
     save_file({"other": torch.zeros(2)}, folder / "other.safetensors")
     shutil.copy(model.path, folder / "model.pt")
     shutil.copy(model.uncalibrated, folder / "uncalibrated.pt")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-READERS = ("android", "bench", "compress", "export", "inspect", "report", "unpack", "verify")
+READERS = ("android", "bench", "compress", "export", "import", "inspect", "report", "unpack", "verify")
 COMMANDS = (*READERS, "demo", "devices", "targets")
-WANTED = {"android": "BUILD", "bench": "BUILD", "compress": "SOURCE", "export": "SOURCE", "inspect": "FILE", "report": "BUILD",
-          "unpack": "CONTAINER", "verify": "BUILD"}  # fmt: skip
+WANTED = {"android": "BUILD", "bench": "BUILD", "compress": "SOURCE", "export": "SOURCE", "import": "SOURCE", "inspect": "FILE",
+          "report": "BUILD", "unpack": "CONTAINER", "verify": "BUILD"}  # fmt: skip
 
 USAGE = [
     ("deploy", "No such command 'deploy'. Did you mean 'demo'? See qn-deploy --help"),
@@ -25,7 +25,8 @@ USAGE = [
         (line, f"requires an argument. See qn-deploy {line.split()[0]} --help")
         for line in (
             "android b --app", "android b --name", "bench b --batch", "bench b --model", "compress s --recipe", "compress s --max-size",
-            "compress s --calibrate", "compress s --tune", "export s --target", "export s --only", "report b --out", "verify b --device",
+            "compress s --calibrate", "compress s --tune", "export s --target", "export s --only",
+            "import s --weights", "import s --rest", "report b --out", "verify b --device",
         )
     ],
 ]  # fmt: skip
@@ -59,6 +60,7 @@ VALUES = [
     ("compress s --max-drop 1 --metric nowhere:accuracy", "there is no module 'nowhere' here"),
     ("compress s --max-drop 1 --metric wrong_net:nothing", "wrong_net has no function 'nothing'"),
     ("compress s --max-size 1MB --size-of coreml", "no exporter named coreml is installed; there are executorch, onnx"),
+    ("import s --rest int4", "'int4' is not one of 'int8', 'float'"),
     ("export s --target vax", "'vax' is not one of 'arm', 'x86'"),
     ("export s --activations int4", "'int4' is not one of 'static'"),
     ("export s --centroid-range 0", "0 is not in the range 1<=x<=127"),
@@ -120,6 +122,37 @@ SOURCES = [
     ("export uncalibrated.pt --activations static", "static int8 activations need calibration data"),
     ("export model.pt --activations static-qnnpack", "one scale"),
     ("export model.pt --executorch-form graph --activations static", "--activations none"),
+]
+
+_NET = "import wrong_net:build --example x=float32[1,4]"
+IMPORTS = [
+    (
+        "import model.pt --weights few.pth",
+        "a checkpoint is imported into a network that your code makes, package.module:function; model.pt is none",
+    ),
+    ("import missing.pt2 --weights few.pth", "package.module:function; missing.pt2 is none"),
+    ("import wrong_net:number --weights few.pth --example x=float32[1,4]", "wrong_net:number gives a int; expected a torch.nn.Module"),
+    ("import wrong_net:build --weights few.pth", "wrong_net:build needs example inputs to be captured with"),
+    (_NET, "the checkpoint to import is missing: --weights FILE"),
+    *[
+        (f"{_NET} --weights {file}", f"{file}{message}")
+        for file, message in (
+            ("few.pth", ": layer has 7 assignments; 4 rows of 2 blocks, as the network has, are 8"),
+            ("code.pth", ": layer has the assignment 16; it has 16 centroids, counted from 0"),
+            ("lone.pth", ": layer has no tensor centroids; a table is centroids and assignments"),
+            ("block.pth", ": layer has blocks of 3 weights, which do not divide the network's rows of 4"),
+            ("no_bias.pth", " does not fit Net: it lacks layer.bias"),
+            ("other_net.pth", ": encoder has a table, but the network has no encoder.weight"),
+            ("facts.pth", ": layer says n_blocks = 3; for the network's weight [4, 4] it is 2"),
+            ("cut.pth", " is damaged or cut short"),
+            ("objects.pth", " holds more than tensors, which could run code when it is opened"),
+            ("pickle.pt", " holds no tables: expected LAYER.centroids and LAYER.assignments"),
+            ("other.safetensors", " holds no tables"),
+            ("text.pt", " is no checkpoint of torch.save and no safetensors file"),
+            ("folder", ": Is a directory"),
+        )
+    ],
+    (f"{_NET} --weights missing.pth", "cannot read missing.pth: No such file"),
 ]
 
 DATA = [
@@ -190,4 +223,4 @@ BUILDS = [
 
 HEAVY = {"inspect text.pte", "demo --out text.pt/demo"}  # load a runtime before they know
 
-LINES = [*USAGE, *VALUES, *SOURCES, *DATA, *BUILDS]
+LINES = [*USAGE, *VALUES, *SOURCES, *IMPORTS, *DATA, *BUILDS]

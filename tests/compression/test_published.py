@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from math import log10
+from dataclasses import replace
+from math import inf, log10
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from torch import Tensor, nn
 
 from qn_deploy.compression.calibrate import calibrate
 from qn_deploy.compression.published import Blocks, rounded, with_tables
+from qn_deploy.errors import CompressionError
 from qn_deploy.graph.lifted import unlifted
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
+from qn_deploy.program.store import load, save
 from qn_deploy.weights.compressed import IntWeight, PQWeight
 
 
@@ -173,3 +177,29 @@ def test_one_factor_for_all_rows_needs_one_scale() -> None:
     assert weight.scale.shape == (1,) and "table.weight" not in program.left
     assert torch.equal(weight.codes.long(), published["table.weight"].codes)
     torch.testing.assert_close(weight.dequantize(), 2 * published["table.weight"].decoded(), rtol=0, atol=0.02)
+
+
+def test_centroids_of_whole_steps_and_of_zeros_lose_nothing(tmp_path: Path) -> None:
+    whole = Blocks(TABLES["conv.weight"].codes, torch.randint(-127, 128, (16, 9)).float(), (8, 3, 3, 3))
+    whole.centroids[int(whole.codes[0, 0]), 0] = 127
+    weight, db = rounded(whole, torch.ones(8))
+    assert db == inf and torch.equal(weight.dequantize(), whole.decoded())
+    model = net()
+    with torch.no_grad():
+        model.conv.weight.copy_(whole.decoded())
+        model.head.weight.zero_()
+    zeros = replace(TABLES["head.weight"], centroids=torch.full((300, 4), 1e-40))
+    program = with_tables(capture(model, (IMAGES,)), {"conv.weight": whole, "head.weight": replace(zeros, centroids=torch.zeros(300, 4))})
+    assert any(
+        "2 tables with the codes of the checkpoint; rounding their centroids to int8 loses nothing" in note for note in program.notes
+    )
+    save(program, tmp_path / "model.pt")
+    assert load(tmp_path / "model.pt").provenance[-1]["rounding_db"] == {}
+    assert not rounded(zeros, torch.ones(4))[0].dequantize().any()
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    model = net()
+    model.norm.running_var[3] = torch.nan  # type: ignore[index]
+    with pytest.raises(CompressionError, match=r"conv.weight: the weight holds NaN or infinity"):
+        with_tables(capture(model, (IMAGES,)), TABLES)
