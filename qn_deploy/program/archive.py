@@ -117,6 +117,8 @@ def program_from_members(zipped: Members) -> Program:
         provenance=tuple(manifest["provenance"]),
         notes=tuple(manifest["notes"]),
     )
+    if [entry.fqn for entry in program.exported.module_call_graph] != [""]:
+        raise InputError("graph.json does not say once how the whole graph is called; save the program again")
     _check_names(program)
     check_shapes(program.exported, golden.inputs)
     return program

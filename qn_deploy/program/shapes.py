@@ -27,8 +27,14 @@ def check_shapes(exported: ExportedProgram, inputs: Batch) -> None:
     """Runs a graph on the shapes of these inputs alone.
 
     Raises:
-        InputError: a value is larger than a program's may be, or an operator's arguments don't fit each other.
+        InputError: an input has another size than the graph states, a value is larger than a program's may be, or an operator's arguments
+            don't fit each other.
     """
+    placeholders = {node.name: node for node in exported.graph.find_nodes(op="placeholder")}
+    for name, value in zip(exported.graph_signature.user_inputs, inputs, strict=False):
+        stated = placeholders[str(name)].meta["val"].shape
+        if len(stated) != value.ndim or any(isinstance(size, int) and size != own for size, own in zip(stated, value.shape, strict=True)):
+            raise InputError(f"the graph states the sizes {list(stated)} for its input {name}, whose example has {list(value.shape)}")
     given = iter(inputs)
     tensors = {**exported.state_dict, **exported.constants}
     specs = exported.graph_signature.input_specs

@@ -36,7 +36,7 @@ def row_scale(rows: Tensor, method: Int8 | Int4) -> Tensor:
     top = limit(method.bits)
     largest = rows.abs().amax(1)
     alive, most = live_rows(largest), largest.max()
-    minmax = torch.where(alive, largest, most if alive.any() else torch.ones_like(most)) / top
+    minmax = torch.where(alive, largest, torch.where(alive.any(), most, 1.0)) / top
     return _least_squares(rows, minmax, top) if method.searched else minmax
 
 

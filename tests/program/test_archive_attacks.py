@@ -275,6 +275,20 @@ def test_an_input_that_is_no_tensor_is_refused(small: bytes) -> None:
         check_graph(graph)
 
 
+def test_an_example_of_another_size_than_stated_is_refused(small: bytes, tmp_path: Path) -> None:
+    def shrink(graph: Graph) -> None:
+        inner = graph["graph_module"]["graph"]
+        name = inner["inputs"][-1]["as_tensor"]["name"]
+        inner["tensor_values"][name]["sizes"][-1] = {"as_int": 0}
+
+    check_refused(tmp_path, forge_graph(small, shrink), "the graph states the sizes", "for its input tokens, whose example has")
+
+
+def test_a_graph_without_its_call_is_refused(small: bytes, tmp_path: Path) -> None:
+    forged = forge_graph(small, lambda graph: graph["graph_module"]["module_call_graph"].clear())
+    check_refused(tmp_path, forged, "does not say once how the whole graph is called")
+
+
 def test_pickled_weight_is_refused(good: bytes, tmp_path: Path) -> None:
     attack = pickle.dumps({"norm.bias": Planted()})
     assert pickle.loads(attack) and os.environ.pop(PLANTED) == "1"  # it does run when somebody unpickles it

@@ -121,7 +121,7 @@ def own_constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, chang
     (entry,) = [entry for entry in graph.initializer if entry.name == node.input[index]]
     copy = onnx.TensorProto()
     copy.CopyFrom(entry)
-    copy.name = f"planted/{entry.name}"
+    copy.name = f"planted/{len(graph.initializer)}"  # one that nothing has
     graph.initializer.append(copy)
     node.input[index] = copy.name
     set_constant(graph, copy.name, change)
