@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf, log10
@@ -71,8 +72,10 @@ def with_tables(program: Program, published: Mapping[str, Blocks], rest: Rest = 
     Raises:
         CompressionError: a weight holds NaN or infinity; the message names it.
     """
-    found, left = targets(program, _recipe(published, rest))
-    factors = {target.name: _factors(target, published[target.name]) for target in found if target.name in published}
+    recipe = _recipe(published, rest)
+    found, left = targets(program, recipe)
+    tables = {target.name: published[name] for target in found if (name := _published_name(target.name)) in published}
+    factors = {target.name: _factors(target, tables[target.name]) for target in found if target.name in tables}
     negative = {name: torch.where(each < 0, -1.0, 1.0) for name, each in factors.items() if each is not None and bool((each < 0).any())}
     if negative:
         program = _signed(program, negative)
@@ -84,17 +87,17 @@ def with_tables(program: Program, published: Mapping[str, Blocks], rest: Rest = 
             if factor is None:
                 values[target.name], _ = coded(replace(target, method=Int8()), target.weight.value, CompressConfig())
             else:
-                values[target.name], rounding[target.name] = rounded(published[target.name], factor.abs())
+                values[target.name], rounding[target.name] = rounded(tables[target.name], factor.abs())
         except CompressionError as error:
             raise CompressionError(f"{target.name}: {error}") from None
-        if factor is None and target.name in published:
+        if factor is None and target.name in tables:
             left[target.name] = _CHANGED
     unread = {name: _UNREAD for name in published if name not in values and name not in left}
     return replace(
         program,
         exported=with_constants(program.exported, {name: weight.dequantize() for name, weight in values.items()}),
         weights=values,
-        recipe=_recipe(published, rest),
+        recipe=recipe,
         left={**program.left, **left, **unread},
         notes=(*program.notes, *_notes(rounding, negative)),
         provenance=(*program.provenance, {"stage": STAGE, "config": {"rest": rest}, "rounding_db": _lossy(rounding)}),
@@ -133,6 +136,11 @@ def _step(centroids: Tensor, counts: Tensor) -> tuple[float, float]:
     return steps[best], errors[best]
 
 
+def _published_name(name: str) -> str:
+    """The name without what the graph adds for a second reader that has a factor of its own, as one layer with two norms: `weight_1`."""
+    return re.sub(r"_\d+$", "", name)
+
+
 def _factors(target: Target, blocks: Blocks) -> Tensor | None:
     """float32 [out], what the graph multiplied each row of a published weight by; None if it holds anything else.
 
@@ -169,7 +177,10 @@ def _signed(program: Program, negative: Mapping[str, Tensor]) -> Program:
 
 
 def _recipe(published: Mapping[str, Blocks], rest: Rest) -> Recipe:
-    rules = [Rule(Table(b.centroids.shape[1], max(2, len(b.centroids)), codebooks=1), name=name) for name, b in published.items()]
+    rules = []
+    for name, blocks in published.items():
+        method = Table(blocks.centroids.shape[1], max(2, len(blocks.centroids)), codebooks=1)
+        rules += [Rule(method, name=name), Rule(method, name=f"{name}_[0-9]*")]
     return Recipe((*rules, Rule(Int8() if rest == "int8" else Float())), title="as published")
 
 

@@ -19,7 +19,8 @@ from qn_deploy.sources.checkpoint import State, put_weights, read_checkpoint, wi
 _CODES, _BOOK, _COUNTS = ".assignments", ".centroids", ".counts"
 _FACTS = (".n_blocks", ".k", ".is_conv")  # of a layer, beside its table
 _BIAS = "_bias"  # ends the name of an entry that holds the bias of the layer named before it
-_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WHOLE = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _MOST = 1 << 16  # centroids that a code can choose from
 
 
@@ -142,10 +143,8 @@ def _table(held: Mapping[str, Any], layer: str, wanted: State, where: str) -> Bl
     for name, tensor in (("centroids", book), ("assignments", codes)):
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             raise InputError(f"{where}.{name} is no plain tensor with values")
-    if not book.is_floating_point() or book.ndim != 2 or not book.numel() or len(book) > _MOST:
-        raise InputError(f"{where}.centroids is {_said(book)}; expected floats [K, d], K from 1 to {_MOST:,}")
-    if not bool(torch.isfinite(book).all()):
-        raise InputError(f"{where}.centroids holds NaN or infinity; copy the file again")
+    if book.dtype not in _FLOATS or book.ndim != 2 or not book.numel() or len(book) > _MOST:
+        raise InputError(f"{where}.centroids is {_said(book)}; expected float16 or float32 [K, d], K from 1 to {_MOST:,}")
     if codes.dtype not in _WHOLE or codes.ndim != 1:
         raise InputError(f"{where}.assignments is {_said(codes)}; expected whole numbers [n], a code for each block")
     weight = wanted.get(f"{layer}.weight")
@@ -158,6 +157,8 @@ def _table(held: Mapping[str, Any], layer: str, wanted: State, where: str) -> Bl
         raise InputError(
             f"{where} has {len(codes):,} assignments; {out} rows of {row // d} blocks, as the network has, are {out * (row // d):,}"
         )
+    if not bool(torch.isfinite(book).all()):
+        raise InputError(f"{where}.centroids holds NaN or infinity; copy the file again")
     codes = codes.long()
     if (low := int(codes.min())) < 0 or (high := int(codes.max())) >= len(book):
         raise InputError(f"{where} has the assignment {low if low < 0 else high}; it has {len(book)} centroids, counted from 0")
@@ -167,8 +168,8 @@ def _table(held: Mapping[str, Any], layer: str, wanted: State, where: str) -> Bl
 
 def _by_first_name(tables: dict[str, Blocks], wanted: State, path: Path) -> dict[str, Blocks]:
     """The tables by the first name of each weight, which a graph calls a tied one by."""
-    first: dict[int, str] = {}
-    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in wanted.items() if tensor.numel()}
+    first: dict[tuple[Any, ...], str] = {}
+    names = {name: first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name) for name, tensor in wanted.items()}
     found: dict[str, Blocks] = {}
     for name, table in tables.items():
         other = found.setdefault(names[name], table)

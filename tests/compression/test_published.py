@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy.compression.calibrate import calibrate
-from qn_deploy.compression.published import Blocks, rounded, with_tables
+from qn_deploy.compression.published import Blocks, Rest, rounded, with_tables
 from qn_deploy.errors import CompressionError
 from qn_deploy.graph.lifted import unlifted
 from qn_deploy.program.capture import capture
@@ -126,8 +126,8 @@ def test_what_the_rounding_costs_is_told() -> None:
 
 
 @pytest.mark.parametrize("rest", ["int8", "float"])
-def test_the_rest_becomes_what_is_asked_for(rest: str) -> None:
-    program = with_tables(capture(net(), (IMAGES,)), {"conv.weight": TABLES["conv.weight"]}, rest)  # type: ignore[arg-type]
+def test_the_rest_becomes_what_is_asked_for(rest: Rest) -> None:
+    program = with_tables(capture(net(), (IMAGES,)), {"conv.weight": TABLES["conv.weight"]}, rest)
     if rest == "int8":
         assert isinstance(program.weights["head.weight"], IntWeight) and program.left == {}
     else:
@@ -203,3 +203,28 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
     model.norm.running_var[3] = torch.nan  # type: ignore[index]
     with pytest.raises(CompressionError, match=r"conv.weight: the weight holds NaN or infinity"):
         with_tables(capture(model, (IMAGES,)), TABLES)
+
+
+class Shared(nn.Module):
+    """One layer, and a norm for each place where it is used, as detectors have for each level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.one(self.conv(image)) + self.two(self.conv(image * 2))
+
+
+@pytest.mark.parametrize("rest", ["int8", "float"])
+def test_a_layer_with_two_norms_keeps_its_codes_with_both(rest: Rest) -> None:
+    torch.manual_seed(0)
+    model = Shared().eval()
+    with torch.no_grad():
+        model.conv.weight.copy_(TABLES["conv.weight"].decoded())
+        for norm in (model.one, model.two):
+            norm.weight.normal_()
+    program = with_tables(capture(model, (IMAGES,)), {"conv.weight": TABLES["conv.weight"]}, rest)
+    assert set(program.weights) == {"conv.weight", "conv.weight_1"} and program.left == {}
+    assert all(torch.equal(table(program, name).codes.long(), TABLES["conv.weight"].codes) for name in program.weights)
+    same_but_for_rounding(program, model)
