@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from qn_deploy.graph.dynamic_shapes import dynamic_shapes
+from qn_deploy.graph.dynamic_shapes import export_like
 from qn_deploy.graph.operators import LINEAR
 from qn_deploy.lowering.insert import INT8_SUFFIX, buffer, look_up_rows
 from qn_deploy.lowering.lower import Lowered
@@ -44,9 +44,7 @@ def look_up_weights(lowered: Lowered, inputs: Batch) -> tuple[ExportedProgram, l
         graph_module.graph.erase_node(node)
     graph_module.graph.lint()
     graph_module.recompile()
-    with torch.no_grad():
-        shapes = dynamic_shapes(lowered.exported)
-        return torch.export.export(graph_module, inputs, dynamic_shapes=shapes, strict=False), remarks
+    return export_like(graph_module, lowered.exported, inputs), remarks
 
 
 def look_up_late(graph: Graph, inputs: set[str]) -> None:

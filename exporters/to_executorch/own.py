@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qn_deploy.graph.dynamic_shapes import dynamic_shapes
+from qn_deploy.graph.dynamic_shapes import export_like
 from qn_deploy.program.program import Batch, Program
 from qn_deploy.quiet import quiet
 
@@ -28,5 +28,5 @@ def own_int8(program: Program, inputs: Batch, is_static: bool) -> bytes:
         with torch.no_grad():
             prepared(*inputs)
         converted = convert_pt2e(prepared)
-        exported = torch.export.export(converted, inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
+        exported = export_like(converted, program.exported, inputs)
     return lower_to_xnnpack(exported)[1]

@@ -14,10 +14,9 @@ from torch import Tensor
 from qn_deploy.compression.compress import CompressConfig, coded
 from qn_deploy.compression.targets import Target, targets
 from qn_deploy.errors import CompressionError
-from qn_deploy.graph.dynamic_shapes import dynamic_shapes
+from qn_deploy.graph.dynamic_shapes import export_like
 from qn_deploy.graph.lifted import unlifted, with_constants
 from qn_deploy.graph.signs import has_signs, move_signs
-from qn_deploy.program.capture import doubled
 from qn_deploy.program.program import Program
 from qn_deploy.recipe import Float, Int8, Recipe, Rule, Table
 from qn_deploy.weights.compressed import INT8_MAX, CompressedWeight, PQWeight, codes_dtype, to_int8
@@ -171,9 +170,7 @@ def _factors(target: Target, blocks: Blocks) -> Tensor | None:
 def _signed(program: Program, negative: Mapping[str, Tensor]) -> Program:
     graph_module = unlifted(program.exported)
     move_signs(graph_module, negative)
-    inputs = doubled(program.exported, program.golden.inputs)
-    exported = torch.export.export(graph_module, inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
-    return replace(program, exported=exported)
+    return replace(program, exported=export_like(graph_module, program.exported, program.golden.inputs))
 
 
 def _recipe(published: Mapping[str, Blocks], rest: Rest) -> Recipe:

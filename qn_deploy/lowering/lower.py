@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qn_deploy.errors import ExportError, InputError, first_line
-from qn_deploy.graph.dynamic_shapes import dynamic_shapes
+from qn_deploy.graph.dynamic_shapes import export_like
 from qn_deploy.graph.operators import LAYERS, LINEAR, Kind, kind_of
 from qn_deploy.lowering.insert import insert_weights
 from qn_deploy.lowering.ranges import with_ranges
@@ -148,9 +148,7 @@ def lower(program: Program, form: Form) -> Lowered:
         _quantize_linear_inputs(graph_module, weights, form.per_row)
     graph_module.graph.lint()
     graph_module.recompile()
-    with torch.no_grad():
-        exported = torch.export.export(graph_module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
-    return Lowered(exported, weights, form)
+    return Lowered(export_like(graph_module, program.exported, program.golden.inputs), weights, form)
 
 
 def _check_scales(program: Program) -> None:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from qn_deploy.errors import ExportError, first_line
 from qn_deploy.graph.constants import owner_of
+from qn_deploy.graph.dynamic_shapes import doubled
 from qn_deploy.program.program import Golden, Program
 from qn_deploy.program.settled import settled
 from qn_deploy.program.signature import apart, outputs_of
@@ -122,17 +123,6 @@ def _dynamic_batch(model: _Flat, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     args, kwargs = pytree.tree_map(marked, (args, kwargs))
     return args, kwargs, shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
-
-
-def doubled(exported: ExportedProgram, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, those of one sample twice where the graph has a dynamic batch: torch.export takes 1 as fixed."""
-    names = exported.graph_signature.user_inputs
-    values = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in names]
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    return tuple(
-        torch.cat([x, x]) if x.ndim and len(x) == 1 and not isinstance(value.shape[0], int) else x
-        for x, value in zip(inputs, tensors, strict=True)
-    )
 
 
 def _classes(model: nn.Module, program: ExportedProgram) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qn_deploy.exporting.describe import describe_weights
-from qn_deploy.graph.dynamic_shapes import dynamic_shapes
+from qn_deploy.graph.dynamic_shapes import export_like
 from qn_deploy.graph.operators import CLAMPS, CURVES, LAYERS
 from qn_deploy.program.program import Golden, Program
 
@@ -66,8 +66,8 @@ def probe(program: Program, inexact: set[str]) -> Probed:
     codegen = graph._codegen
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=torch.utils._pytree.tree_structure(output.args[0]))
     module.recompile()
+    exported = export_like(module, program.exported, program.golden.inputs)
     with torch.no_grad():
-        exported = torch.export.export(module, program.golden.inputs, dynamic_shapes=dynamic_shapes(program.exported), strict=False)
         golden = Golden(program.golden.inputs, tuple(module(*program.golden.inputs)))
     # The graph has the operators of the program in its order, then those that negate; torch may name them anew.
     before, after = ([node.name for node in each.graph.nodes if node.op == "call_function"] for each in (program.exported, exported))

@@ -239,6 +239,12 @@ def test_dynamic_shapes_are_kept(programs: Programs) -> None:
         assert bounds == [(1, 64), (2, 128)]
 
 
+def test_one_example_leaves_the_batch_dynamic(make_program: MakeProgram) -> None:
+    program = make_program(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (torch.randn(1, 3, 6, 6),), {}, dynamic_shapes=None)
+    lowered = lower(program, Form(Activations.STATIC))
+    assert lowered.simulate((torch.zeros(5, 3, 6, 6),))[0].shape == (5, 4, 4, 4)
+
+
 class Joined(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.cat([x, x, y])

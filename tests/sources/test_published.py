@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import qn_deploy
 from qn_deploy.compression import IntWeight, PQWeight
 from qn_deploy.errors import InputError
 from qn_deploy.program.store import load, save
@@ -314,6 +315,20 @@ def test_no_file_and_no_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.centroids": torch.zeros(2, 4), "args": made(ConvNet)}, tmp_path / "code.pth")
     with pytest.raises(InputError, match="holds more than tensors, which could run code"):
         read_published(tmp_path / "code.pth", made(ConvNet))
+
+
+@pytest.mark.slow
+def test_what_was_imported_runs_on_both_runtimes(tmp_path: Path) -> None:
+    """A BatchNorm that turns signs among it."""
+    model = made(ConvNet)
+    held, _ = by_layer(model, "stem", True)
+    held["body_bn"]["weight"][::2] *= -1
+    torch.save(held, tmp_path / "net.pth")
+    program = qn_deploy.calibrate(import_checkpoint(model, tmp_path / "net.pth", (IMAGES,)), [(IMAGES,)])
+    assert any("4 channels behind 1 tables are multiplied by -1" in note for note in program.notes)
+    qn_deploy.export(program, tmp_path / "build", qn_deploy.ExportConfig("x86"))
+    report = qn_deploy.verify(tmp_path / "build")
+    assert report.passed, str(report)
 
 
 @pytest.mark.slow
