@@ -101,8 +101,9 @@ class Layer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed_tokens(tokens) * 4.0
-        q, k, v = (part(x) for part in (self.q_proj, self.k_proj, self.v_proj))
-        x = self.self_attn_layer_norm(x + self.out_proj(nn.functional.scaled_dot_product_attention(q, k, v)))
+        q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
+        met = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.self_attn_layer_norm(x + self.out_proj(met))
         x = self.final_layer_norm(x + self.fc2(self.fc1(x).relu()))
         return self.output_projection(x)
 
@@ -318,14 +319,19 @@ def test_no_file_and_no_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_imported_runs_on_both_runtimes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [ConvNet, Layer])
+def test_what_was_imported_runs_on_both_runtimes(tmp_path: Path, kind: type[nn.Module]) -> None:
     """A BatchNorm that turns signs among it."""
-    model = made(ConvNet)
-    held, _ = by_layer(model, "stem", True)
-    held["body_bn"]["weight"][::2] *= -1
+    model = made(kind)
+    if kind is ConvNet:
+        inputs, held = IMAGES, by_layer(model, "stem", True)[0]
+        held["body_bn"]["weight"][::2] *= -1
+    else:
+        inputs, held = torch.randint(0, 40, (4, 6)), by_name(model, SIZES)[0]
+        del held["output_projection.weight"]
     torch.save(held, tmp_path / "net.pth")
-    program = qn_deploy.calibrate(import_checkpoint(model, tmp_path / "net.pth", (IMAGES,)), [(IMAGES,)])
-    assert any("4 channels behind 1 tables are multiplied by -1" in note for note in program.notes)
+    program = qn_deploy.calibrate(import_checkpoint(model, tmp_path / "net.pth", (inputs[:1],)), [(inputs,)])
+    assert any("4 channels behind 1 tables are multiplied by -1" in note for note in program.notes) == (kind is ConvNet)
     qn_deploy.export(program, tmp_path / "build", qn_deploy.ExportConfig("x86"))
     report = qn_deploy.verify(tmp_path / "build")
     assert report.passed, str(report)
