@@ -1,5 +1,9 @@
 // 64-bit ARM: lookups by tbl of two registers, products by smull, by sdot (dot product) or by smmla (i8mm).
 #if defined(__aarch64__)
+#if defined(__clang__) && __clang_major__ < 16  // its header goes by the flags of the file, not by the target of a function
+#define __ARM_FEATURE_DOTPROD 1
+#define __ARM_FEATURE_MATMUL_INT8 1
+#endif
 #include <arm_neon.h>
 #include <sys/auxv.h>
 
