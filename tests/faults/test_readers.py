@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qn_deploy.exporters.compiler import find_compiler
-from qn_deploy.exporters.kernels.build import FLAGS, SOURCES
+from qn_deploy.exporters.kernels.build import FLAGS, FOLDER, SOURCES
 from qn_deploy.exporters.to_executorch import build as native
 from qn_deploy.exporting.export import ExportConfig, export
 from qn_deploy.weights.table_blob import DType, Layout, pack
@@ -51,8 +51,8 @@ def clang() -> tuple[str, ...]:
 def test_blobs_in_cpp(clang: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = TESTS / "to_executorch"
     include = f"-I{Path(native.__file__).parent / 'native'}"
-    source = str(folder / "fuzz_blobs.cpp")
-    subprocess.run([*clang, "-std=c++17", *SANITIZED, include, source, "-o", tmp_path / "fuzz", native.find_zlib(clang)], check=True)
+    sources = (folder / "fuzz_blobs.cpp", FOLDER / "table.cpp")
+    subprocess.run([*clang, "-std=c++17", *SANITIZED, include, *sources, "-o", tmp_path / "fuzz", native.find_zlib(clang)], check=True)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for index, line in enumerate((folder / "fuzz_corpus.txt").read_text().splitlines()):

@@ -76,7 +76,7 @@ public class VerdictTest {
         TensorData simulated = model.golden("simulated/onnx").get(0);
         assertTrue(Verdict.ofRuntime(model, "model.onnx", off(simulated, 1e-6)).passed);
         Verdict verdict = Verdict.ofRuntime(model, "model.onnx", off(simulated, 10));
-        assertEquals("SQNR >= 40 dB", verdict.limit);
+        assertTrue(verdict.limit, verdict.limit.startsWith("SQNR >= ")); // 40 dB, or less where quantization itself costs much
         assertTrue(verdict.found, !verdict.passed);
     }
 
