@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qn_deploy.cli.following import quoted, tell_next
 from qn_deploy.cli.options import MINUTES, PATH, SIZE, json_option
 from qn_deploy.cli.progress import bars, stages
+from qn_deploy.cli.saving import save_and_tell
 from qn_deploy.cli.source_options import source_options
 
 if TYPE_CHECKING:
@@ -55,14 +55,11 @@ def command(
     """  # noqa: D301  # click wants the character
     progress = stages()
     progress(f"reading {given.source}")
-    from rich.console import Console
 
     from qn_deploy.compression.plan import file_bytes
     from qn_deploy.compression.request import Request, fulfil
     from qn_deploy.exporting.sizes import written_size
-    from qn_deploy.program.store import save
     from qn_deploy.recipe.named import recipe_of
-    from qn_deploy.report.compressed import Compressed
     from qn_deploy.sources.code import function_of
 
     request = Request(
@@ -78,12 +75,4 @@ def command(
     more = given.more(tuning, program) if tuning is not None else None
     with bars() as bar:
         small = fulfil(program, request, batches, more, progress, bar)
-    progress(f"saving {out}")
-    save(small, out)
-    progress("")
-    result = Compressed.of(small, out)
-    if as_json:
-        click.echo(result.to_json())
-        return
-    Console().print(result)
-    tell_next(f"qn-deploy inspect {quoted(out)}", f"qn-deploy export {quoted(out)} --target arm --out build")
+    save_and_tell(small, out, as_json, progress)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qn_deploy.cli.following import quoted, tell_next
 from qn_deploy.cli.options import PATH, json_option
 from qn_deploy.cli.progress import stages
+from qn_deploy.cli.saving import save_and_tell
 from qn_deploy.cli.source_options import source_options
 
 if TYPE_CHECKING:
@@ -39,22 +39,10 @@ def command(given: Given, rest: Rest, out: Path, as_json: bool) -> None:
     """  # noqa: D301  # click wants the character
     progress = stages()
     progress(f"reading {given.source}")
-    from rich.console import Console
-
     from qn_deploy.compression.calibrate import calibrate
-    from qn_deploy.program.store import save
-    from qn_deploy.report.compressed import Compressed
 
     program, batches = given.imported(rest)
     if batches is not None:
         progress("calibrating")
         program = calibrate(program, batches)
-    progress(f"saving {out}")
-    save(program, out)
-    progress("")
-    result = Compressed.of(program, out)
-    if as_json:
-        click.echo(result.to_json())
-        return
-    Console().print(result)
-    tell_next(f"qn-deploy inspect {quoted(out)}", f"qn-deploy export {quoted(out)} --target arm --out build")
+    save_and_tell(program, out, as_json, progress)
