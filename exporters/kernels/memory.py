@@ -15,10 +15,15 @@ from .packing import SMALL, TILE_ROWS, packed
 _MOST_INPUTS, _MOST_CENTROIDS, _LARGEST_BLOCK = 1 << 16, 256, 64  # that the kernels take
 
 
-def chosen(memory: Memory) -> Callable[[PQWeight], bool]:
-    """Tells of a table whether it is to stay one in memory."""
+def to_keep(weights: Mapping[str, CompressedWeight], memory: Memory) -> dict[str, PQWeight]:
+    """The tables that are to stay tables in memory, by the name of the parameter.
+
+    Args:
+        weights: by the names of their int8 values, as `Lowered.weights` has them.
+        memory: what was asked for.
+    """
     rules: dict[Memory, Callable[[PQWeight], bool]] = {"expanded": lambda table: False, "compressed": fits, "auto": pays}
-    return rules[memory]
+    return {name: table for name, table in _int8_tables(weights).items() if rules[memory](table)}
 
 
 def fits(table: PQWeight) -> bool:
@@ -53,16 +58,21 @@ def in_memory(weights: Mapping[str, CompressedWeight], kept: Collection[str], me
     """What each table that becomes int8 takes in memory, by its parameter's name; nothing where all are to be expanded.
 
     Args:
-        weights: by the names of their int8 values, as `Lowered.weights` has them.
+        weights: as for `to_keep`.
         kept: names of the parameters whose tables stay.
         memory: what was asked for.
     """
-    tables = {
-        name.removesuffix(INT8_SUFFIX): table
-        for name, table in weights.items()
-        if name.endswith(INT8_SUFFIX) and isinstance(table, PQWeight) and memory != "expanded"
-    }
+    tables = {} if memory == "expanded" else _int8_tables(weights)
     return {name: WeightMemory(prod(table.shape), bytes_in_memory(table) if name in kept else 0) for name, table in tables.items()}
+
+
+def _int8_tables(weights: Mapping[str, CompressedWeight]) -> dict[str, PQWeight]:
+    """The tables that become int8, by the name of the parameter."""
+    return {
+        name.removesuffix(INT8_SUFFIX): weight
+        for name, weight in weights.items()
+        if name.endswith(INT8_SUFFIX) and isinstance(weight, PQWeight)
+    }
 
 
 def remarks(found: Mapping[str, WeightMemory], memory: Memory, where: str = "") -> tuple[str, ...]:

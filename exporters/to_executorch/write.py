@@ -20,7 +20,7 @@ from qn_deploy.quiet import quiet
 from qn_deploy.weights.compressed import INT8_MAX, IntWeight, PQWeight
 from qn_deploy.weights.table_blob import DType, named_blobs
 
-from ..kernels.memory import chosen, in_memory, remarks
+from ..kernels.memory import in_memory, remarks, to_keep
 from . import tile_blob
 from .graph_form import look_up_late, look_up_weights
 from .layer_blob import Layer
@@ -55,7 +55,8 @@ def write(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Wri
 
 
 def _write_delegate_form(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Written:
-    edge, stock, found = lower_to_xnnpack(lowered.exported, kept=_tables_to_keep(lowered, options))
+    asked = {f"{name}{INT8_SUFFIX}" for name in to_keep(lowered.weights, options.memory)}
+    edge, stock, found = lower_to_xnnpack(lowered.exported, kept=asked)
     blobs = {name: named_blobs({name: table}, dtype) for name, (table, dtype) in _tables(lowered).items()}
     tables = {key: blob for entry in blobs.values() for key, blob in entry.items()}
     held = named_data(stock).keys()
@@ -83,14 +84,6 @@ def _write_graph_form(program: Program, lowered: Lowered) -> Written:
     notes = (*remarks, *_recurrent(program), *_portable(edge))
     facts = {"form": "graph", **_narrowed(program, edge)}
     return Written(data, lowered, notes, facts=facts, folded=_folded(program, lowered, edge))
-
-
-def _tables_to_keep(lowered: Lowered, options: ExecutorchOptions) -> set[str]:
-    """The int8 weights whose tables should stay tables in memory, by their names in the graph."""
-    stays = chosen(options.memory)
-    return {
-        name for name, weight in lowered.weights.items() if name.endswith(INT8_SUFFIX) and isinstance(weight, PQWeight) and stays(weight)
-    }
 
 
 def _folded(program: Program, lowered: Lowered, edge: ExportedProgram) -> tuple[str, ...]:

@@ -12,14 +12,13 @@ from onnx_ir.passes import common
 from qn_deploy.errors import ExportError, first_line
 from qn_deploy.exporting.exporter import Written
 from qn_deploy.graph.operators import INT8_LAYERS
-from qn_deploy.lowering.insert import INT8_SUFFIX
 from qn_deploy.lowering.lower import Activations, Lowered
 from qn_deploy.program.program import Program
 from qn_deploy.quiet import quiet
 from qn_deploy.targets import Target
 from qn_deploy.weights.compressed import CompressedWeight, PQWeight
 
-from ..kernels.memory import chosen, in_memory, remarks
+from ..kernels.memory import in_memory, remarks, to_keep
 from . import linears, modules, passes, shell, transposed, trim
 from .compressed import keep_tables
 from .fusions import check_fusions
@@ -70,7 +69,7 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
     model.graph.name = "qn_deploy"
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # onnx-ir repeats the shape of each initializer there
-    tables = _tables_to_keep(lowered, options)
+    tables = to_keep(lowered.weights, options.memory)
     memory = in_memory(lowered.weights, keep_tables(proto, tables), options.memory)
     describe(proto, program, simulated)
     modules.shorten(proto)
@@ -88,13 +87,6 @@ def write(program: Program, simulated: Lowered, lowered: Lowered, options: OnnxO
         folded=_folded(program, lowered, proto),
         memory=memory,
     )
-
-
-def _tables_to_keep(lowered: Lowered, options: OnnxOptions) -> dict[str, PQWeight]:
-    """The tables that should stay tables in memory, by the name of the parameter."""
-    stays = chosen(options.memory)
-    tables = {name.removesuffix(INT8_SUFFIX): weight for name, weight in lowered.weights.items() if isinstance(weight, PQWeight)}
-    return {name: table for name, table in tables.items() if stays(table)}
 
 
 def _folded(program: Program, lowered: Lowered, model: onnx.ModelProto) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qn_deploy.exporters.kernels.memory import bytes_in_memory, chosen, fits, in_memory, pays, remarks
+from qn_deploy.exporters.kernels.memory import bytes_in_memory, fits, in_memory, pays, remarks, to_keep
 from qn_deploy.exporting.exporter import WeightMemory
 from qn_deploy.weights.compressed import IntWeight, PQWeight
 
@@ -38,7 +38,8 @@ def test_memory_is_codes_two_copies_of_the_centroids_and_a_sum_a_row() -> None:
 )
 def test_what_the_kernels_take_and_what_is_fast(weight: PQWeight, taken: bool, fast: bool) -> None:
     assert (fits(weight), pays(weight)) == (taken, fast)
-    assert [chosen(memory)(weight) for memory in ("expanded", "compressed", "auto")] == [False, taken, fast]
+    kept = [to_keep({"a_int8": weight, "b": weight}, memory) for memory in ("expanded", "compressed", "auto")]
+    assert kept == [{}, {"a": weight} if taken else {}, {"a": weight} if fast else {}]
 
 
 def test_each_table_that_becomes_int8_is_told_of() -> None:
