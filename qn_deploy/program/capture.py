@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 
 from qn_deploy.errors import ExportError, first_line
 from qn_deploy.graph.constants import owner_of
-from qn_deploy.graph.dynamic_shapes import doubled
 from qn_deploy.program.program import Golden, Program
 from qn_deploy.program.settled import settled
 from qn_deploy.program.signature import apart, outputs_of
@@ -50,7 +49,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         found = outputs_of(_called(model, args, named))
         outputs = tuple(tensor.detach().clone() for tensor in found.tensors)
         captured, fixed = _exported(_Flat(model, found.kept), args, named, dynamic_shapes)
-    exported = settled(captured, doubled(captured, inputs), rename=lambda name: name.removeprefix("model."))
+    exported = settled(captured, inputs, rename=lambda name: name.removeprefix("model."))
     outside = apart(found.names, exported.graph_signature.user_inputs)
     notes = (*found.notes, *([fixed] if fixed else []))
     return Program(exported, Golden(inputs, outputs), outside, classes=_classes(model, exported), notes=notes)

@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 from qn_deploy.errors import ExportError
 from qn_deploy.graph.batchnorm import fold_batchnorm
 from qn_deploy.graph.constants import fold_constants, put_constant
-from qn_deploy.graph.dynamic_shapes import dynamic_shapes
+from qn_deploy.graph.dynamic_shapes import export_like
 from qn_deploy.graph.lookups import look_up
 from qn_deploy.graph.matrices import make_linear
 from qn_deploy.graph.written_out import decompositions
@@ -71,7 +71,7 @@ def settled(
             elif node.target is _aten.alias.default:  # an output stays one of its own
                 node.replace_all_uses_with(node.args[0], delete_user_cb=lambda user: user.op != "output")
         flat = _flattened(graph_module, kept)
-        return torch.export.export(flat, inputs, dynamic_shapes=dynamic_shapes(functional), strict=False)
+        return export_like(flat, functional, inputs)
 
 
 def _first_names(exported: ExportedProgram) -> dict[str, str]:

@@ -88,7 +88,7 @@ def judge(
     pairs = zip(entry.steps, outputs_of(manifest, found, expected), strict=True)
     checks = [
         judge_output(rung, what, one, other, step, criterion, label)
-        for criterion, (step, (label, one, other)) in zip(criteria, pairs, strict=False)  # strict: `repeat` has no end
+        for criterion, (step, (label, one, other)) in zip(criteria, pairs, strict=False)  # `repeat` has no end
     ]
     limits = dict.fromkeys(check.limit for check in checks)
     return Check(rung, what, "; ".join(check.found for check in checks), "; ".join(limits), all(check.passed for check in checks))

@@ -71,7 +71,8 @@ def verify(
         entry = manifest.files[name]
         return _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
 
-    at_once = len(files) if sum(len(each.data) for each in files.values()) <= _AT_ONCE else 1
+    size = sum(len(data) for each in files.values() for data in (each.data, *each.parts.values()))
+    at_once = len(files) if size <= _AT_ONCE else 1
     with ThreadPoolExecutor(at_once) as pool:  # each waits for a child process most of the time
         for name, (file_checks, result) in zip(files, pool.map(check_file, files), strict=True):
             checks += file_checks

@@ -9,10 +9,8 @@ from qn_deploy.recipe import Int4, Int8
 
 # A row this small counts as zero. Dead channels decay to 1e-20; a scale that small would push the int32 bias of
 # a quantized layer, bias / (input scale * weight scale), out of range.
-_DEAD_ROW, _DEAD = (
-    1e-6,
-    1e-36,
-)  # of the largest row; of any row: a scale below it would be no normal float32, which runtimes refuse or flush
+_DEAD_ROW = 1e-6  # of the largest row
+_DEAD = 1e-36  # of any row: a scale below it would be no normal float32, which runtimes refuse or flush
 _CLIPPINGS = 48  # candidates between a quarter of the largest magnitude and all of it
 
 
@@ -41,7 +39,7 @@ def row_scale(rows: Tensor, method: Int8 | Int4) -> Tensor:
 
 
 def live_rows(sizes: Tensor) -> Tensor:
-    """Bool [n]: False for a row of weights that counts as zero, by its size [n], a largest magnitude or a root mean square."""
+    """False, in bool [n], for a row of weights that counts as zero, by its size [n], a largest magnitude or a root mean square."""
     return sizes > (_DEAD_ROW * sizes.max()).clamp_min(_DEAD)
 
 

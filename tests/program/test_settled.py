@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from qn_deploy.errors import ExportError
+from qn_deploy.graph.dynamic_shapes import dynamic_shapes
 from qn_deploy.graph.lifted import unlifted
-from qn_deploy.program.settled import dynamic_shapes, settled
+from qn_deploy.program.settled import settled
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 BATCH = torch.export.Dim("batch", min=1, max=64)
