@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from math import inf, log10
+from math import ceil, floor, inf, isfinite, log10
 from statistics import NormalDist
 from typing import Any
 
@@ -95,6 +95,18 @@ def signal(program: Program, batches: list[Batch]) -> Metric:
         return 10 * log10(1 - share) if share < 1 else -inf
 
     return worth
+
+
+def out_of_reach(drop: float, least: float, size: int | None) -> str:
+    """What to say where no compressed program keeps a drop."""
+    if size is None or not isfinite(least):
+        return f"no compressed program loses at most {drop:g} points, nor any number of points that is finite; keep the model float"
+    digits = 3 - floor(log10(least)) if least > 0 else 0
+    nearest = ceil(least * 10**digits) / 10**digits  # rounded up, so that it can be kept
+    return (
+        f"no compressed program loses at most {drop:g} points; the smallest drop that was found is {nearest:.10g}, in a file of {size:,} "
+        f"bytes. Give --max-drop {nearest:.10g} or more, or tune what a size gives"
+    )
 
 
 def _points(given: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import ceil, floor, inf, isfinite, log10
+from math import inf, log10
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from qn_deploy.compression.compress import CompressConfig, compress, entry_of, float_program
 from qn_deploy.compression.effects import Effects, Form, effects_of
 from qn_deploy.compression.knapsack import Choice, Knapsack
-from qn_deploy.compression.metric import Drop, Metric, signal
+from qn_deploy.compression.metric import Drop, Metric, out_of_reach, signal
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.targets import targets
 from qn_deploy.errors import CompressionError, InputError
@@ -183,7 +183,7 @@ class Planner:
             else:
                 low = budget
         if kept is None:
-            raise InputError(_out_of_reach(drop, least, None if best is None else self._size(best)))
+            raise InputError(out_of_reach(drop, least, None if best is None else self._size(best)))
         return kept
 
     def _beside(self) -> int:
@@ -242,15 +242,3 @@ class Planner:
 def _db(loss: float) -> float | None:
     """The SQNR in dB of noise / signal; None without noise."""
     return round(-10 * log10(loss), 1) if loss > 0 else None
-
-
-def _out_of_reach(drop: float, least: float, size: int | None) -> str:
-    """What to say where no compressed program keeps a drop."""
-    if size is None or not isfinite(least):
-        return f"no compressed program loses at most {drop:g} points, nor any number of points that is finite; keep the model float"
-    digits = 3 - floor(log10(least)) if least > 0 else 0
-    nearest = ceil(least * 10**digits) / 10**digits  # rounded up, so that it can be kept
-    return (
-        f"no compressed program loses at most {drop:g} points; the smallest drop that was found is {nearest:.10g}, in a file of {size:,} "
-        f"bytes. Give --max-drop {nearest:.10g} or more, or tune what a size gives"
-    )
