@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from qn_deploy.compression.compress import CompressConfig, compress, entry_of, float_program
+from qn_deploy.compression.compress import STAGE as COMPRESS
+from qn_deploy.compression.compress import CompressConfig, compress, float_program
 from qn_deploy.compression.effects import Effects, Form, effects_of
 from qn_deploy.compression.knapsack import Choice, Knapsack
+from qn_deploy.compression.losses import entry_of
 from qn_deploy.compression.metric import Drop, Metric, out_of_reach, signal
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.targets import targets
@@ -218,7 +220,7 @@ class Planner:
             ranges=self._effects.ranges,
             recipe=recipe,
             left={**base.left, **targets(self.program, recipe)[1]},
-            provenance=(*base.provenance, entry_of(self._compress_config, dict.fromkeys(weights, 10.0))),
+            provenance=(*base.provenance, entry_of(COMPRESS, self._compress_config, dict.fromkeys(weights, 10.0))),
         )
 
     def _made(self, choice: Choice, batches: list[Batch]) -> Program:
