@@ -1,7 +1,7 @@
 """One form for each weight, so that the loss is least within a number of bytes: the multiple-choice knapsack problem.
 
-Solved exactly over buckets of bytes, into which sizes are rounded up, so that a choice is never larger than it says. What the rounding may
-have cost is told by a lower bound that no choice can beat (the Lagrangian dual).
+Solved exactly over buckets of bytes, into which sizes are rounded up, so that a choice is never larger than it says. A small budget has small
+buckets. What the rounding may have cost is told by a lower bound that no choice can beat (the Lagrangian dual).
 """
 
 from __future__ import annotations
@@ -45,19 +45,18 @@ class Knapsack:
         self._losses = [np.asarray(each, np.float64) for each in losses]
         self.smallest = int(sum(each.min() for each in self._sizes))
         self.largest = int(sum(each.max() for each in self._sizes))
-        self._bucket = max(1, -(-(self.largest - self.smallest) // BUCKETS))
-        self._best, self._taken = self._solved()
 
     def best(self, budget: int) -> Choice | None:
         """The choice that loses least within so many bytes; None if none is so small."""
         if budget < self.smallest:
             return None
-        room = min((budget - self.smallest) // self._bucket, len(self._best) - 1)
-        forms = []
-        for taken, extra in zip(reversed(self._taken), reversed(self._extras), strict=True):
-            form = int(taken[room])
+        room = min(budget, self.largest) - self.smallest
+        bucket = max(1, -(-room // BUCKETS))
+        left, forms = room // bucket, []
+        for taken, extra in reversed(self._solved(bucket, left)):
+            form = int(taken[left])
             forms.append(form)
-            room -= int(extra[form])
+            left -= int(extra[form])
         forms.reverse()
         picked = [(int(sizes[form]), float(losses[form])) for form, sizes, losses in zip(forms, self._sizes, self._losses, strict=True)]
         loss = sum(loss for _, loss in picked)
@@ -96,15 +95,15 @@ class Knapsack:
     def _gap(self, loss: float, budget: int) -> float:
         return max(0.0, 1 - self.bound(budget) / loss) if loss > 0 else 0.0
 
-    def _solved(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The least loss within each number of buckets beyond the smallest size, and the form that each weight takes there."""
-        self._extras = [-((sizes.min() - sizes) // self._bucket) for sizes in self._sizes]
-        count = (self.largest - self.smallest) // self._bucket + len(self._sizes) + 1
-        best, taken = np.zeros(count), []
-        for extras, losses in zip(self._extras, self._losses, strict=True):
-            options = np.full((len(extras), count), np.inf)
+    def _solved(self, bucket: int, room: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each weight the form that it takes by the buckets left for it and those before it, and the buckets of each form."""
+        best, found = np.zeros(room + 1), []
+        for sizes, losses in zip(self._sizes, self._losses, strict=True):
+            extras = -((sizes.min() - sizes) // bucket)  # beyond the smallest form, rounded up
+            options = np.full((len(extras), room + 1), np.inf)
             for form, (extra, loss) in enumerate(zip(extras, losses, strict=True)):
-                options[form, extra:] = best[: count - extra] + loss
-            taken.append(options.argmin(0))
+                if extra <= room:
+                    options[form, extra:] = best[: room + 1 - extra] + loss
+            found.append((options.argmin(0), extras))
             best = options.min(0)
-        return best, taken
+        return found

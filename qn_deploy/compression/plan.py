@@ -123,6 +123,7 @@ class Planner:
         self._knapsack = Knapsack(
             [[form.size for form in forms] for forms in self._forms], [[form.loss for form in forms] for forms in self._forms]
         )
+        self._frontier = [[point.size, _db(point.loss)] for point in self._knapsack.frontier(_POINTS)]
 
     def within(self, limit: int) -> Program:
         """The program that loses least in a file of so many bytes.
@@ -195,14 +196,13 @@ class Planner:
         return self._size(self._sketch(choice)) - choice.size
 
     def _base(self, choice: Choice) -> Program:
-        frontier = [[point.size, _db(point.loss)] for point in self._knapsack.frontier(_POINTS)]
         entry = {
             "stage": STAGE,
             "config": {"draws": self._config.draws, "confidence": self._config.confidence},  # the rest stands in the entry of compress
             "bytes": choice.size,
             "sqnr_db": _db(choice.loss),
             "gap": round(choice.gap, 4),
-            "frontier": frontier,
+            "frontier": self._frontier,
         }
         return replace(self.program, provenance=(*self.program.provenance, entry))
 

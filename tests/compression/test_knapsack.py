@@ -49,6 +49,15 @@ def test_where_sizes_are_rounded_the_budget_is_kept_and_the_gap_is_told() -> Non
     assert choice.loss <= (1 + 0.02) * knapsack.bound(budget) and choice.gap < 0.02
 
 
+def test_a_small_budget_is_not_wasted_where_the_largest_forms_are_far_larger() -> None:
+    sizes, losses = instance(5)
+    small = Knapsack(sizes, losses)
+    budget = small.smallest + 40
+    wide = Knapsack([[*each, 10**8] for each in sizes], [[*each, 0.0] for each in losses])
+    choice, expected = wide.best(budget), small.best(budget)
+    assert choice is not None and expected is not None and choice.forms == expected.forms
+
+
 def test_nothing_is_smaller_than_the_smallest_and_more_than_the_largest_helps_nothing() -> None:
     knapsack = Knapsack([[4, 1], [8, 2]], [[0.0, 1.0], [0.0, 3.0]])
     assert (knapsack.smallest, knapsack.largest) == (3, 12)
