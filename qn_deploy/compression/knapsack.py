@@ -1,7 +1,7 @@
 """One form for each weight, so that the loss is least within a number of bytes: the multiple-choice knapsack problem.
 
-Solved exactly over buckets of bytes, into which sizes are rounded up, so that a choice is never larger than it says. A small budget has small
-buckets. What the rounding may have cost is told by a lower bound that no choice can beat (the Lagrangian dual).
+Solved exactly over buckets of bytes, into which sizes are rounded up, so that a choice is never larger than it says. A small budget has
+small buckets. What the rounding may have cost is told by a lower bound that no choice can beat (the Lagrangian dual).
 """
 
 from __future__ import annotations
