@@ -7,7 +7,7 @@ and the compression after it, so that the network learns to live with exactly th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -80,15 +80,12 @@ class Recipe:
         return next((rule.method for rule in self.rules if rule.matches(site)), Float())
 
     def to_json(self) -> str:
-        """This recipe as JSON text; `from_json` gives an equal recipe back."""
+        """This recipe as JSON text, without what is as ever; `from_json` gives an equal recipe back."""
         kinds = {cls: kind for kind, cls in METHODS.items()}
         rules = [
             {
-                "method": {"kind": kinds[type(rule.method)], **asdict(rule.method)},
-                "name": rule.name,
-                "module": rule.module,
-                "kernel": rule.kernel,
-                "operator": rule.operator,
+                "method": {"kind": kinds[type(rule.method)], **_chosen(rule.method)},
+                **{name: value for name, value in _chosen(rule).items() if name != "method"},
             }
             for rule in self.rules
         ]
@@ -109,18 +106,18 @@ class Recipe:
             raise InputError(f"this is no recipe: {error!r}; write one with Recipe.to_json()") from None
 
 
+def _chosen(held: Rule | Method) -> dict[str, Any]:
+    """The fields that do not have their defaults: the rules of a budget, one for each weight, are a good part of a small file."""
+    return {field.name: value for field in fields(held) if (value := getattr(held, field.name)) != field.default}
+
+
 def _rule(entry: dict[str, Any]) -> Rule:
     method = dict(entry["method"])
     kind = method.pop("kind")
     if kind not in METHODS:
         raise ValueError(f"method kind {kind!r} is not one of {sorted(METHODS)}")
-    kernel = entry["kernel"]
+    kernel = entry.get("kernel")
     if kernel is not None:
         kernel = tuple(int(side) for side in kernel)
-    return Rule(
-        method=METHODS[kind](**method),
-        name=str(entry["name"]),
-        module=str(entry["module"]),
-        kernel=kernel,
-        operator=str(entry.get("operator", "*")),  # earlier files do not say
-    )
+    globs = {name: str(entry.get(name, "*")) for name in ("name", "module", "operator")}
+    return Rule(method=METHODS[kind](**method), kernel=kernel, **globs)

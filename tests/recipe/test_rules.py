@@ -20,7 +20,7 @@ METHODS = st.one_of(
     st.just(Float()),
 )
 KERNELS = st.none() | st.lists(st.integers(1, 9), min_size=1, max_size=2).map(tuple)
-RECIPES = st.builds(Recipe, st.lists(st.builds(Rule, METHODS, st.text(), st.text(), KERNELS)).map(tuple), st.text())
+RECIPES = st.builds(Recipe, st.lists(st.builds(Rule, METHODS, st.text(), st.text(), KERNELS, st.text())).map(tuple), st.text())
 
 
 @given(RECIPES)
@@ -34,17 +34,21 @@ def test_the_json_in_full() -> None:
         "title": "mine",
         "per_tensor": False,
         "rules": [
-            {
-                "method": {"kind": "table", "block_size": 9, "centroids": 16, "codebooks": None, "residual": 0},
-                "name": "*",
-                "module": "Conv2d",
-                "kernel": [3, 3],
-                "operator": "*",
-            },
-            {"method": {"kind": "int8", "range": None}, "name": "head.*", "module": "*", "kernel": None, "operator": "*"},
-            {"method": {"kind": "float"}, "name": "*", "module": "*", "kernel": None, "operator": "*"},
+            {"method": {"kind": "table", "block_size": 9, "centroids": 16}, "module": "Conv2d", "kernel": [3, 3]},
+            {"method": {"kind": "int8"}, "name": "head.*"},
+            {"method": {"kind": "float"}},
         ],
     }
+
+
+def test_json_that_says_everything_is_read_too() -> None:
+    table = {"kind": "table", "block_size": 9, "centroids": 16, "codebooks": None, "residual": 0}
+    rules = [
+        {"method": table, "name": "*", "module": "Conv2d", "kernel": [3, 3], "operator": "conv*"},
+        {"method": {"kind": "int8", "range": None}, "name": "head.*", "module": "*", "kernel": None},
+    ]
+    expected = (Rule(Table(9, 16), module="Conv2d", kernel=(3, 3), operator="conv*"), Rule(Int8(), name="head.*"))
+    assert Recipe.from_json(json.dumps({"title": "mine", "rules": rules})) == Recipe(expected, title="mine")
 
 
 RULE = {"method": {"kind": "int8"}, "name": "*", "module": "*", "kernel": None}
