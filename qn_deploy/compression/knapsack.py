@@ -57,10 +57,13 @@ class Knapsack:
             form = int(taken[left])
             forms.append(form)
             left -= int(extra[form])
-        forms.reverse()
+        return self.choice(tuple(reversed(forms)), budget)
+
+    def choice(self, forms: tuple[int, ...], budget: int) -> Choice:
+        """What these forms take and lose, and how far they may be from the best of a budget."""
         picked = [(int(sizes[form]), float(losses[form])) for form, sizes, losses in zip(forms, self._sizes, self._losses, strict=True)]
         loss = sum(loss for _, loss in picked)
-        return Choice(tuple(forms), sum(size for size, _ in picked), loss, self._gap(loss, budget))
+        return Choice(forms, sum(size for size, _ in picked), loss, self._gap(loss, budget))
 
     def frontier(self, points: int) -> list[Choice]:
         """Choices from the smallest to the largest size, each losing less than the one before, at most so many."""

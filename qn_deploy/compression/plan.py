@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import inf, log10
@@ -10,20 +9,21 @@ from typing import Any
 
 from torch import nn
 
+from qn_deploy.compression.choices import Choices, recipe_of
 from qn_deploy.compression.compress import STAGE as COMPRESS
 from qn_deploy.compression.compress import CompressConfig, compress, float_program
 from qn_deploy.compression.effects import Effects, Form, effects_of
-from qn_deploy.compression.knapsack import Choice, Knapsack
+from qn_deploy.compression.knapsack import Choice
 from qn_deploy.compression.losses import entry_of
 from qn_deploy.compression.metric import Drop, Metric, out_of_reach, signal
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.targets import targets
 from qn_deploy.errors import CompressionError, InputError
-from qn_deploy.graph.lifted import with_constants
+from qn_deploy.graph.lifted import unlifted, with_constants
 from qn_deploy.program.archive import program_to_bytes
 from qn_deploy.program.batches import as_batches
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.recipe import Float, Int8, Method, Recipe, Rule
+from qn_deploy.recipe import Int8, Recipe, Rule
 
 STAGE = "plan"  # in the provenance
 _POINTS = 16  # of the frontier that is kept
@@ -71,7 +71,8 @@ def plan(
     """Compresses a trained model within a budget: each weight takes the form by which all together lose least.
 
     What each form of each weight does to the outputs is measured first, in a few passes (`effects.py`); then the best choice of forms is
-    found (`knapsack.py`); then the weights are compressed as in `compress`. The frontier of size and loss is kept in the provenance.
+    found (`knapsack.py`), and two rivals of it (`choices.py`); then the weights are compressed as in `compress`, by each of the three, and
+    that program is taken whose outputs are nearest to the float one's. The frontier of size and loss is kept in the provenance.
 
     Args:
         model: a float program, or a module, which is captured with the first batch; it is not changed.
@@ -120,9 +121,8 @@ class Planner:
         feedback = replace(self._config, rounds=1)
         self._effects: Effects = effects_of(self.program, self._found, self._batches, feedback, self._config.draws, progress)
         self._forms: list[tuple[Form, ...]] = [self._effects.forms[target.name] for target in self._found]
-        self._knapsack = Knapsack(
-            [[form.size for form in forms] for forms in self._forms], [[form.loss for form in forms] for forms in self._forms]
-        )
+        self._choices = Choices(self._forms)
+        self._knapsack = self._choices.measured
         self._frontier = [[point.size, _db(point.loss)] for point in self._knapsack.frontier(_POINTS)]
 
     def within(self, limit: int) -> Program:
@@ -131,20 +131,17 @@ class Planner:
         Raises:
             InputError: there is none so small.
         """
-        beside = self._beside()
-        for _ in range(_TRIES):
-            choice = self._knapsack.best(limit - beside)
-            if choice is None:
-                break
-            if (over := self._size(self._sketch(choice)) - limit) > 0:
-                beside += over
-                continue
-            small = self._made(choice, self._batches)
-            if (over := self._size(small) - limit) <= 0:
-                return small
-            beside += over
         least = self._knapsack.best(self._knapsack.smallest)
         assert least is not None
+        beside = self._size(self._sketch(least)) - least.size  # bytes of a file that are no weight that can be compressed
+        made: dict[tuple[int, ...], Program] = {}
+        for way in self._choices.ways:
+            self._fitting(way, limit, beside, made)
+        if len(made) == 1:
+            return next(iter(made.values()))
+        if made:
+            worth = signal(self.program, self._batches)
+            return max(made.values(), key=lambda small: worth(unlifted(small.exported)))
         small = self._made(least, self._batches)
         smallest = max(self._size(self._sketch(least)), self._size(small))
         if smallest <= limit:
@@ -153,6 +150,21 @@ class Planner:
             f"the smallest file of this model has {smallest:,} bytes, {smallest - limit:,} more than the {limit:,} that were asked for; "
             f"{beside:,} of them are the graph, example inputs and what stays float"
         )
+
+    def _fitting(self, way: Callable[[int], Choice | None], limit: int, beside: int, made: dict[tuple[int, ...], Program]) -> None:
+        """Makes the program of one way to choose within a file of so many bytes, if it gives one; `beside` are no weights."""
+        for _ in range(_TRIES):
+            choice = way(limit - beside)
+            if choice is None or choice.forms in made:
+                return
+            if (over := self._size(self._sketch(choice)) - limit) > 0:
+                beside += over
+                continue
+            small = self._made(choice, self._batches)
+            if (over := self._size(small) - limit) <= 0:
+                made[choice.forms] = small
+                return
+            beside += over
 
     def keeping(self, drop: float, metric: Metric | None = None) -> Program:
         """The smallest program that was found to lose at most so many points.
@@ -188,12 +200,6 @@ class Planner:
         if kept is None:
             raise InputError(out_of_reach(drop, least, None if best is None else self._size(best)))
         return kept
-
-    def _beside(self) -> int:
-        """Bytes of a file that are no weight that can be compressed, as far as one choice tells."""
-        choice = self._knapsack.best(self._knapsack.smallest)
-        assert choice is not None
-        return self._size(self._sketch(choice)) - choice.size
 
     def _base(self, choice: Choice) -> Program:
         entry = {
@@ -232,13 +238,9 @@ class Planner:
         return CompressConfig(config.damping, config.correction, config.correction_damping, config.rounds, config.seed, config.memory)
 
     def _recipe(self, choice: Choice) -> Recipe:
-        """A rule for each weight; the form that most have is the last rule, for all that no other matches."""
-        methods: dict[str, Method] = {
-            target.name: each[form].method for target, each, form in zip(self._found, self._forms, choice.forms, strict=True)
-        }
-        usual = Counter(methods.values()).most_common(1)[0][0]
-        rules = [Rule(method, name=name) for name, method in methods.items() if method != usual]
-        return Recipe((*rules, *([] if isinstance(usual, Float) else [Rule(usual)])), title="budget")
+        return recipe_of(
+            {target.name: each[form].method for target, each, form in zip(self._found, self._forms, choice.forms, strict=True)}
+        )
 
 
 def _db(loss: float) -> float | None:

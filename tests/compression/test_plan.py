@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from qn_deploy.compression.choices import Choices
 from qn_deploy.compression.compress import compress
+from qn_deploy.compression.effects import Effects, effects_of
 from qn_deploy.compression.metric import signal
 from qn_deploy.compression.plan import PlanConfig, Planner, file_bytes, plan
 from qn_deploy.errors import CompressionError, InputError
@@ -70,6 +74,26 @@ def test_what_was_found_stands_in_the_provenance(net: tuple[Program, list[Batch]
     sizes, decibels = zip(*entry["frontier"], strict=True)
     assert list(sizes) == sorted(sizes) and list(decibels[:-1]) == sorted(decibels[:-1])
     assert small.ranges and small.recipe is not None and small.recipe.title == "budget"
+
+
+@pytest.mark.slow
+def test_where_the_measurement_misleads_one_form_for_all_is_taken(
+    net: tuple[Program, list[Batch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, batches = net
+    uniform = compress(program, Recipe((Rule(Table(4, 16)),)), batches)
+    limit, theirs = weight_bytes(uniform), lost(uniform, program, batches)
+
+    def misled(*arguments: Any) -> Effects:
+        found = effects_of(*arguments)
+        tiny = tuple(replace(form, loss=1e-6 * form.loss) for form in found.forms["loud.weight"])
+        return replace(found, forms={**found.forms, "loud.weight": tiny})
+
+    monkeypatch.setitem(Planner.__init__.__globals__, "effects_of", misled)
+    small = plan(program, batches, max_size=limit, size=weight_bytes, config=CONFIG)
+    assert weight_bytes(small) <= limit and lost(small, program, batches) <= theirs
+    monkeypatch.setattr(Choices, "ways", property(lambda choices: (choices.measured.best,)))
+    assert lost(plan(program, batches, max_size=limit, size=weight_bytes, config=CONFIG), program, batches) > 1.2 * theirs
 
 
 @pytest.mark.slow
