@@ -12,7 +12,7 @@ final class TableBlob {
 
     private final ByteBuffer bytes;
     private final int layout;
-    private final long rows, inner, spatial, block;
+    private final long groups, rows, inner, spatial, block;
     private final float[] scales;
     private final byte[] values; // int8 [rows, inner, spatial], to which each table adds
 
@@ -24,12 +24,14 @@ final class TableBlob {
         layout = blob[19];
         int tables = blob[20];
         boolean known = bytes.getShort(16) == 2 && (dtype == 1 || dtype == 2) && layout >= 0 && layout <= ISO && (tables == 1 || tables == 2);
-        check(known && blob[21] == 0 && blob[22] == 0 && blob[23] == 0, "version, type, layout or number of tables is unknown");
+        check(known, "version, type, layout or number of tables is unknown");
+        groups = 1 + (bytes.getInt(20) >>> 8);
         rows = unsigned(24);
         inner = unsigned(28);
         spatial = unsigned(32);
         block = unsigned(36);
         check(rows > 0 && inner > 0 && spatial > 0 && block > 0 && inner <= 0xffffffffL / spatial, "its shape is out of range");
+        check(rows % groups == 0, "its rows are not in groups of one size");
         long row = inner * spatial;
         int width = dtype == 2 ? 4 : 1;
         check(row % block == 0 && rows <= Integer.MAX_VALUE / width / row, "blocks do not fill its rows, or it is too large for this app");
@@ -69,12 +71,15 @@ final class TableBlob {
         return dense;
     }
 
-    private int index(long o, long i, long p) {
+    private int index(long row, long i, long p) {
+        long size = rows / groups;
+        long o = row % size;
+        long group = (row - o) * inner * spatial;
         switch (layout) {
-            case OSI: return (int) ((o * spatial + p) * inner + i);
-            case SIO: return (int) ((p * inner + i) * rows + o);
-            case ISO: return (int) ((i * spatial + p) * rows + o);
-            default: return (int) ((o * inner + i) * spatial + p);
+            case OSI: return (int) (group + (o * spatial + p) * inner + i);
+            case SIO: return (int) (group + (p * inner + i) * size + o);
+            case ISO: return (int) (group + (i * spatial + p) * size + o);
+            default: return (int) (group + (o * inner + i) * spatial + p);
         }
     }
 
