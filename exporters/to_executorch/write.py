@@ -28,7 +28,7 @@ from .options import ExecutorchOptions
 from .pte import kept_in, named_data, to_tables
 from .read import SINGLE_VALUES
 from .refusal import refusal
-from .shapes import core_operators, simplify_reshapes
+from .shapes import core_operators, separate_weights, simplify_reshapes
 from .stock import pack
 
 STOCK_FORM = "model.stock.qnz"  # the companion's name
@@ -202,6 +202,7 @@ def lower_to_xnnpack(exported: Any, graph_form: bool = False, kept: Set[str] = f
             # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
                 core = core_operators(exported, partitioner.ops_to_not_decompose(exported)[0])
+                separate_weights(core)
                 layers = describe(core, kept)
                 separate_inputs(core, layers.keys())
                 alone = KeptLayers(configs, layers.keys())
