@@ -81,7 +81,7 @@ class Upscaled(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Transposed convolutions depthwise, in groups and dilated, in one dimension and two, and one that shares its weight with a convolution."""
+    """Transposed convolutions of every kind: depthwise, grouped, dilated, in one dimension, and one by the weight of a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
