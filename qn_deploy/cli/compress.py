@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 @click.option("--max-size", type=SIZE, metavar="SIZE", help="Lose the least within this size of the file: 1.5MB. It is never larger.")
 @click.option("--size-of", metavar="EXPORTER", help="The size is that of this exporter's file (onnx, executorch) instead of model.pt.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="The smallest file that loses at most this: points of --metric, or dB.")
-@click.option("--metric", metavar="MODULE:FUNCTION", help="Takes a function that runs the model, gives its points; more is better.")
+@click.option(
+    "--metric",
+    metavar="MODULE:FUNCTION",
+    help="Takes a function that runs the model, gives points of each sample or of all; more is better.",
+)
 @click.option("--tune", "minutes", type=MINUTES, metavar="TIME", help="Then fine-tune against the float model, without labels: 10min.")
 @click.option("--data", "tuning", metavar="DATA", help="Inputs to tune with, of the kinds of --calibrate; without it, those.")
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")

@@ -9,19 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_feedback, table_with_feedback
-from qn_deploy.compression.losses import Losses
+from qn_deploy.compression.losses import Losses, entry_of
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
 from qn_deploy.compression.targets import Target, targets
-from qn_deploy.configs import to_dict
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.sites import operator_name
 from qn_deploy.graph.walk import Walk
 from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
-from qn_deploy.program.program import SQNR, Batch, Program
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.recipe import Int4, Int8, Recipe, Table
 from qn_deploy.weights.compressed import CompressedWeight, IntWeight
 from qn_deploy.weights.tables import table_from_weight
@@ -73,7 +72,7 @@ def compress(
     program = float_program(model, batches or ())
     found, left = targets(program, recipe)
     work = _Work(config, left, len(found), progress)
-    ranges, losses = program.ranges, Losses(found)
+    ranges, losses = program.ranges, Losses(target.weight for target in found)
     if batches is None:
         for target in found:
             work.code(target)
@@ -86,13 +85,8 @@ def compress(
         ranges=ranges,
         recipe=recipe,
         left={**program.left, **left},
-        provenance=(*program.provenance, entry_of(config, losses.found())),
+        provenance=(*program.provenance, entry_of(STAGE, config, losses.found())),
     )
-
-
-def entry_of(config: CompressConfig, losses: dict[str, float]) -> dict[str, Any]:
-    """What stands in the provenance: the configuration, and the SQNR of each layer where batches told it."""
-    return {"stage": STAGE, "config": to_dict(config), **({SQNR: losses} if losses else {})}
 
 
 class _Work:

@@ -142,7 +142,7 @@ def ipq(
         if file:
             file.save(student.state_dict(), {"stages": stage + 1, "left": left})
     done_program = replace(learnt(program, student), recipe=recipe, left={**program.left, **left})
-    return recalibrated(done_program, batches, config.calibration, "ipq", config)
+    return recalibrated(done_program, program, batches, config.calibration, "ipq", config)
 
 
 def _guide(teacher: Program | nn.Module) -> nn.Module:

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from qn_deploy.compression.targets import Target
+from qn_deploy.configs import to_dict
+from qn_deploy.graph.sites import Weight
+from qn_deploy.program.program import SQNR
 
 
 class Losses:
@@ -20,8 +22,8 @@ class Losses:
         found: weights, each of which stands for the layer that reads it first.
     """
 
-    def __init__(self, found: Iterable[Target]) -> None:
-        self._names = {target.weight.readers[0]: target.name for target in found}
+    def __init__(self, found: Iterable[Weight]) -> None:
+        self._names = {weight.readers[0]: weight.name for weight in found}
         self._noise: defaultdict[str, float] = defaultdict(float)
         self._power: defaultdict[str, float] = defaultdict(float)
 
@@ -37,3 +39,8 @@ class Losses:
         """SQNR in dB by the weight's name; none for a layer that lost nothing, or gives no finite numbers."""
         pairs = ((name, self._power[name], self._noise[name]) for name in self._names.values())
         return {name: round(10 * log10(power / noise), 1) for name, power, noise in pairs if power and noise and isfinite(power / noise)}
+
+
+def entry_of(stage: str, config: Any, losses: dict[str, float]) -> dict[str, Any]:
+    """What stands in the provenance: the stage, its configuration, and the SQNR of each layer where batches told it."""
+    return {"stage": stage, "config": to_dict(config), **({SQNR: losses} if losses else {})}

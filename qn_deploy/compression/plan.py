@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import ceil, floor, inf, isfinite, log10
+from math import inf, log10
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from qn_deploy.compression.compress import CompressConfig, compress, entry_of, float_program
+from qn_deploy.compression.compress import STAGE as COMPRESS
+from qn_deploy.compression.compress import CompressConfig, compress, float_program
 from qn_deploy.compression.effects import Effects, Form, effects_of
 from qn_deploy.compression.knapsack import Choice, Knapsack
+from qn_deploy.compression.losses import entry_of
+from qn_deploy.compression.metric import Drop, Metric, out_of_reach, signal
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.targets import targets
 from qn_deploy.errors import CompressionError, InputError
-from qn_deploy.graph.lifted import unlifted, with_constants
+from qn_deploy.graph.lifted import with_constants
 from qn_deploy.program.archive import program_to_bytes
 from qn_deploy.program.batches import as_batches
 from qn_deploy.program.program import Batch, Program
@@ -29,12 +31,6 @@ _TRIES = 8  # to meet a size, each time by the bytes that the last one was over
 _HALVINGS = 6  # of the range of sizes, to find the smallest that keeps a loss
 _HELD_OUT = 4  # every fourth batch measures the loss, and is not calibrated with
 
-Run = Callable[..., tuple[Tensor, ...]]
-"""A program that runs: takes a tensor for each input, gives one for each output."""
-
-Metric = Callable[[Run], float]
-"""What a program is worth, in points; more is better."""
-
 
 @dataclass(frozen=True)
 class PlanConfig(CompressConfig):
@@ -42,14 +38,19 @@ class PlanConfig(CompressConfig):
 
     Attributes:
         draws: backward passes that the effects of all forms are read from.
+        confidence: in a drop, where the metric tells the points of each sample: how sure it is that other samples of the same kind lose no
+            more. 0.5 takes the drop as it was measured.
     """
 
     draws: int = 128
+    confidence: float = 0.95
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.draws < 1:
             raise InputError(f"draws {self.draws}; expected 1 or more")
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(f"confidence {self.confidence}; expected 0.5 to below 1")
 
 
 def file_bytes(program: Program) -> int:
@@ -77,7 +78,9 @@ def plan(
         batches: inputs, a few hundred samples in all, without labels.
         max_size: bytes that the file may have at most; it never has more.
         max_drop: points of the metric that may be lost at most; the program is the smallest that was found to keep it.
-        metric: what a program is worth; None takes `signal` on every fourth batch, in dB, and does not calibrate with these.
+        metric: what a program is worth. One number: the drop is kept on the samples that the metric holds. A tensor [N] of the points of
+            each sample: it is kept on others of their kind too, as sure as `confidence` says, by a margin for the choice of the samples,
+            which takes hundreds of them. None takes `signal` on every fourth batch, in dB, and does not calibrate with these.
         size: bytes of a program as it is written; None takes that of model.pt.
         config: seed and how inputs are used.
         progress: called after each weight and pass.
@@ -89,56 +92,33 @@ def plan(
     """
     if (max_size is None) == (max_drop is None):
         raise InputError("give either max_size or max_drop: the one is kept, and the other comes out as it may")
-    config = config or PlanConfig()
-    batches = list(batches)
-    program = float_program(model, batches)
-    given = as_batches(program, batches)
-    planner = _Planner(program, given, size, config, progress)
+    planner = Planner(model, batches, size, config, progress)
     if max_size is not None:
         return planner.within(max_size)
     assert max_drop is not None
-    if metric is None:
-        held = given[_HELD_OUT - 1 :: _HELD_OUT]
-        metric = signal(program, held or given)
-        planner.calibration = [batch for index, batch in enumerate(given, 1) if not held or index % _HELD_OUT]
     return planner.keeping(max_drop, metric)
 
 
-def signal(program: Program, batches: list[Batch]) -> Metric:
-    """A metric for programs without one: 10 log10 of the share of the outputs' power that is not noise, in dB; the float program has 0.
-
-    The output that fares worst counts. A drop of 0.1 dB is an SQNR of 16.4 dB, 0.5 dB one of 9.6 dB.
-    """
-    whole = unlifted(program.exported)
-    with torch.no_grad():
-        expected = [whole(*batch) for batch in batches]
-
-    @torch.no_grad()
-    def worth(run: Run) -> float:
-        noise: defaultdict[int, float] = defaultdict(float)
-        power: defaultdict[int, float] = defaultdict(float)
-        for batch, outputs in zip(batches, expected, strict=True):
-            for index, (ours, theirs) in enumerate(zip(run(*batch), outputs, strict=True)):
-                if theirs.is_floating_point():
-                    noise[index] += float((ours - theirs).double().square().sum())
-                    power[index] += float(theirs.double().square().sum())
-        share = max((noise[index] / power[index] for index in power if power[index]), default=0.0)
-        return 10 * log10(1 - share) if share < 1 else -inf
-
-    return worth
-
-
-class _Planner:
-    """The effects of all forms, and programs of any size made by them."""
+class Planner:
+    """The effects of all forms, measured once, and programs for any number of budgets; the arguments are those of `plan`."""
 
     def __init__(
-        self, program: Program, batches: list[Batch], size: Callable[[Program], int], config: PlanConfig, progress: Tell | None
+        self,
+        model: Program | nn.Module,
+        batches: Iterable[Any],
+        size: Callable[[Program], int] = file_bytes,
+        config: PlanConfig | None = None,
+        progress: Tell | None = None,
     ) -> None:
-        self.program, self.calibration, self._size, self._config, self._progress = program, batches, size, config, progress
-        self._found, _ = targets(program, Recipe((Rule(Int8()),)))
+        batches = list(batches)
+        self.program = float_program(model, batches)
+        self._batches = as_batches(self.program, batches)
+        self._size, self._config, self._progress = size, config or PlanConfig(), progress
+        self._found, _ = targets(self.program, Recipe((Rule(Int8()),)))
         if not self._found:
             raise CompressionError("the program has no weight that can be compressed; a budget has nothing to choose")
-        self._effects: Effects = effects_of(program, self._found, batches, replace(config, rounds=1), config.draws, progress)
+        feedback = replace(self._config, rounds=1)
+        self._effects: Effects = effects_of(self.program, self._found, self._batches, feedback, self._config.draws, progress)
         self._forms: list[tuple[Form, ...]] = [self._effects.forms[target.name] for target in self._found]
         self._knapsack = Knapsack(
             [[form.size for form in forms] for forms in self._forms], [[form.loss for form in forms] for forms in self._forms]
@@ -158,13 +138,13 @@ class _Planner:
             if (over := self._size(self._sketch(choice)) - limit) > 0:
                 beside += over
                 continue
-            small = self._made(choice)
+            small = self._made(choice, self._batches)
             if (over := self._size(small) - limit) <= 0:
                 return small
             beside += over
         least = self._knapsack.best(self._knapsack.smallest)
         assert least is not None
-        small = self._made(least)
+        small = self._made(least, self._batches)
         smallest = max(self._size(self._sketch(least)), self._size(small))
         if smallest <= limit:
             return small
@@ -173,15 +153,18 @@ class _Planner:
             f"{beside:,} of them are the graph, example inputs and what stays float"
         )
 
-    def keeping(self, drop: float, metric: Metric) -> Program:
+    def keeping(self, drop: float, metric: Metric | None = None) -> Program:
         """The smallest program that was found to lose at most so many points.
 
         Raises:
-            InputError: none but the float program does, or the metric gives no number for that.
+            InputError: none but the float program does, or the metric does not give points.
         """
-        whole = metric(unlifted(self.program.exported))
-        if not isfinite(whole):
-            raise InputError(f"the metric gives {whole} for the float model; expected a number of points")
+        calibration = self._batches
+        if metric is None:
+            held = self._batches[_HELD_OUT - 1 :: _HELD_OUT]
+            metric = signal(self.program, held or self._batches)
+            calibration = [batch for index, batch in enumerate(self._batches, 1) if not held or index % _HELD_OUT]
+        drops = Drop(metric, self.program, self._config.confidence)
         low, high = self._knapsack.smallest, self._knapsack.largest
         kept: Program | None = None
         least, best = inf, None  # what the one that loses least loses
@@ -189,8 +172,8 @@ class _Planner:
             budget = low if step == 0 else round((low * high) ** 0.5)
             choice = self._knapsack.best(budget)
             assert choice is not None
-            small = self._made(choice)
-            lost = whole - metric(unlifted(small.exported))
+            small = self._made(choice, calibration)
+            lost = drops.of(small)
             if self._progress:
                 self._progress(Progress(2, 3, "measuring the drop", (), (step + 1) / (_HALVINGS + 1)))
             if small.weights and lost < least:
@@ -202,7 +185,7 @@ class _Planner:
             else:
                 low = budget
         if kept is None:
-            raise InputError(_out_of_reach(drop, least, None if best is None else self._size(best)))
+            raise InputError(out_of_reach(drop, least, None if best is None else self._size(best)))
         return kept
 
     def _beside(self) -> int:
@@ -215,7 +198,7 @@ class _Planner:
         frontier = [[point.size, _db(point.loss)] for point in self._knapsack.frontier(_POINTS)]
         entry = {
             "stage": STAGE,
-            "config": {"draws": self._config.draws},  # the rest stands in the entry of compress
+            "config": {"draws": self._config.draws, "confidence": self._config.confidence},  # the rest stands in the entry of compress
             "bytes": choice.size,
             "sqnr_db": _db(choice.loss),
             "gap": round(choice.gap, 4),
@@ -237,11 +220,11 @@ class _Planner:
             ranges=self._effects.ranges,
             recipe=recipe,
             left={**base.left, **targets(self.program, recipe)[1]},
-            provenance=(*base.provenance, entry_of(self._compress_config, dict.fromkeys(weights, 10.0))),
+            provenance=(*base.provenance, entry_of(COMPRESS, self._compress_config, dict.fromkeys(weights, 10.0))),
         )
 
-    def _made(self, choice: Choice) -> Program:
-        return compress(self._base(choice), self._recipe(choice), self.calibration, self._compress_config, self._progress)
+    def _made(self, choice: Choice, batches: list[Batch]) -> Program:
+        return compress(self._base(choice), self._recipe(choice), batches, self._compress_config, self._progress)
 
     @property
     def _compress_config(self) -> CompressConfig:
@@ -261,15 +244,3 @@ class _Planner:
 def _db(loss: float) -> float | None:
     """The SQNR in dB of noise / signal; None without noise."""
     return round(-10 * log10(loss), 1) if loss > 0 else None
-
-
-def _out_of_reach(drop: float, least: float, size: int | None) -> str:
-    """What to say where no compressed program keeps a drop."""
-    if size is None or not isfinite(least):
-        return f"no compressed program loses at most {drop:g} points, nor any number of points that is finite; keep the model float"
-    digits = 3 - floor(log10(least)) if least > 0 else 0
-    nearest = ceil(least * 10**digits) / 10**digits  # rounded up, so that it can be kept
-    return (
-        f"no compressed program loses at most {drop:g} points; the smallest drop that was found is {nearest:.10g}, in a file of {size:,} "
-        f"bytes. Give --max-drop {nearest:.10g} or more, or tune what a size gives"
-    )

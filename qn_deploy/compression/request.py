@@ -8,7 +8,8 @@ from typing import Any
 
 from qn_deploy.compression.auto import auto_recipe
 from qn_deploy.compression.compress import CompressConfig, compress
-from qn_deploy.compression.plan import Metric, PlanConfig, file_bytes, plan
+from qn_deploy.compression.metric import Metric
+from qn_deploy.compression.plan import PlanConfig, file_bytes, plan
 from qn_deploy.compression.progress import Tell
 from qn_deploy.compression.tune import TuneConfig, tune
 from qn_deploy.errors import InputError

@@ -131,7 +131,7 @@ def tune(
             file.save(_state(student, optimizer), {"step": step, "seconds": spent})
         if progress:
             progress(Progress(0, 1, "fine-tuning", names, 1.0 if last else max(step / config.steps, spent / limit), value))
-    return recalibrated(learnt(program, student), batches, config.calibration, "tune", config)
+    return recalibrated(learnt(program, student), teacher, batches, config.calibration, "tune", config)
 
 
 def _learning_rates(student: nn.Module, config: TuneConfig) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, log2, prod
 from pathlib import Path
@@ -56,8 +56,8 @@ class Facts:
         frontier: (KB of weights, predicted SQNR in dB) of a budget's best choices.
         chosen: the one that was taken.
         gap: share of the loss that a better choice could save at most.
-        losses: SQNR in dB of what each layer gave when it was compressed, to the float model, by its weight; in the graph's order.
-        tuned: whether the program learnt after that.
+        losses: SQNR in dB of what each layer gives, to the float model, by its weight; in the graph's order.
+        tuned: whether the program was tuned after that was noted.
         hashes: sha256 of each file.
     """
 
@@ -129,17 +129,22 @@ def gather(folder: Path, program: Program | None, checks: tuple[Check, ...] | No
         chosen=(plan["bytes"] / 1024, plan["sqnr_db"]) if plan.get("sqnr_db") is not None else None,
         gap=plan.get("gap"),
         losses=layer_losses(stages),
-        tuned=any(entry.get("stage") == "tune" for entry in stages),
+        tuned=any(entry.get("stage") == "tune" for entry in stages[_noted(stages) + 1 :]),
         hashes=hashes,
     )
 
 
-def layer_losses(stages: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The SQNR in dB of each layer that compression noted; of many the lowest, in their order."""
-    noted = next((found for entry in stages if isinstance(found := entry.get(SQNR), dict)), {})
+def layer_losses(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The SQNR in dB of each layer that the last stage noted which noted any; of many the lowest, in their order."""
+    noted = stages[_noted(stages)][SQNR] if _noted(stages) >= 0 else {}
     numbers = {str(name): float(value) for name, value in noted.items() if isinstance(value, int | float)}
     lowest = sorted(numbers, key=numbers.__getitem__)[:_ROWS]
     return {name: value for name, value in numbers.items() if name in lowest}
+
+
+def _noted(stages: Sequence[Mapping[str, Any]]) -> int:
+    """The last stage that noted what each layer loses; -1 for none."""
+    return max((index for index, entry in enumerate(stages) if isinstance(entry.get(SQNR), dict)), default=-1)
 
 
 def parts_of(weight: CompressedWeight) -> dict[str, int]:

@@ -25,6 +25,9 @@ def function_of(text: str) -> Callable[..., Any]:
     Args:
         text: the name.
 
+    Returns:
+        a function that calls it, and raises an InputError that says where, if it fails.
+
     Raises:
         InputError: it has another form, there is no such module or function, or importing the module fails.
     """
@@ -42,7 +45,12 @@ def function_of(text: str) -> Callable[..., Any]:
     if not callable(found):
         names = [each for each in dir(held) if not each.startswith("_") and callable(getattr(held, each, None))]
         raise InputError(f"{module} has no function {name!r}; it has {', '.join(names[:8]) or 'none'}")
-    return found  # type: ignore[no-any-return]
+
+    def called(*args: Any) -> Any:
+        with _current_folder(), told(f"calling {text}"):
+            return found(*args)
+
+    return called
 
 
 def call(text: str) -> Any:
@@ -51,9 +59,7 @@ def call(text: str) -> Any:
     Raises:
         InputError: as `function_of`, or the function fails; the message says where.
     """
-    function = function_of(text)
-    with _current_folder(), told(f"calling {text}"):
-        return function()
+    return function_of(text)()
 
 
 class told:

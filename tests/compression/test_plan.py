@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from math import log10
 
 import pytest
 import torch
 from torch import nn
 
 from qn_deploy.compression.compress import compress
-from qn_deploy.compression.plan import PlanConfig, file_bytes, plan, signal
+from qn_deploy.compression.metric import signal
+from qn_deploy.compression.plan import PlanConfig, Planner, file_bytes, plan
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import unlifted
 from qn_deploy.program.capture import capture
@@ -127,6 +127,25 @@ def test_a_metric_of_the_users_decides(net: tuple[Program, list[Batch]]) -> None
     assert 95 <= accuracy(unlifted(small.exported)) < 100
 
 
+@pytest.mark.slow
+def test_points_of_each_sample_keep_the_drop_on_others_of_their_kind(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    generator = torch.Generator().manual_seed(1)
+
+    def right(count: int) -> Callable[[Callable[..., tuple[torch.Tensor, ...]]], torch.Tensor]:
+        x = torch.randn(count, 64, generator=generator)
+        labels = unlifted(program.exported)(x)[0].argmax(1)
+        return lambda run: 100.0 * (run(x)[0].argmax(1) == labels)
+
+    seen, others = right(300), right(20_000)
+    planner = Planner(program, batches, config=CONFIG)
+    measured, sure = planner.keeping(4.0, lambda run: float(seen(run).mean())), planner.keeping(4.0, seen)
+    assert file_bytes(measured) < file_bytes(sure) < file_bytes(compress(program, Recipe((Rule(Int8()),)), batches))
+    lost = 100 - seen(unlifted(sure.exported))
+    assert float(lost.mean()) > 0 and float(lost.mean()) + 1.645 * float(lost.std()) / 300**0.5 <= 4.0
+    assert 100 - float(others(unlifted(sure.exported)).mean()) <= 4.0
+
+
 def test_a_budget_is_one_of_two_and_takes_a_float_program(net: tuple[Program, list[Batch]]) -> None:
     program, batches = net
     for wrong in ({}, {"max_size": 10, "max_drop": 1.0}):
@@ -138,13 +157,6 @@ def test_a_budget_is_one_of_two_and_takes_a_float_program(net: tuple[Program, li
         plan(capture(nn.ReLU(), (torch.zeros(2, 3),)), [(torch.zeros(2, 3),)], max_size=10_000)
     with pytest.raises(InputError, match="draws 0; expected 1 or more"):
         PlanConfig(draws=0)
-
-
-def test_decibels_of_signal() -> None:
-    program = capture(nn.Linear(4, 4), (torch.randn(8, 4),))
-    x = torch.randn(8, 4)
-    (whole,) = unlifted(program.exported)(x)
-    noise = torch.randn_like(whole)
-    noise *= (0.1 * whole.square().sum() / noise.square().sum()).sqrt()
-    assert signal(program, [(x,)])(lambda _: (whole + noise,)) == pytest.approx(10 * log10(0.9), rel=1e-4)
-    assert signal(program, [(x,)])(lambda _: (3 * whole,)) == -float("inf")
+    for wrong in (0.4, 1.0, float("nan")):
+        with pytest.raises(InputError, match=f"confidence {wrong}; expected 0.5 to below 1"):
+            PlanConfig(confidence=wrong)

@@ -102,7 +102,9 @@ def test_the_result_is_what_will_be_stored(start: Program, teacher: Program) -> 
 
 def test_the_run_is_told_in_the_provenance_and_ranges_are_taken_anew(start: Program, teacher: Program) -> None:
     tuned = tune(start, teacher, batches(), QUICK)
-    assert tuned.provenance == (*start.provenance, {"stage": "tune", "config": to_dict(QUICK)})
+    *before, entry = tuned.provenance
+    assert list(entry.pop("sqnr_db")) == list(tuned.weights)
+    assert (*before, entry) == (*start.provenance, {"stage": "tune", "config": to_dict(QUICK)})
     assert start.ranges == {} and tuned.ranges == calibrate(tuned, batches()).ranges != {}
     assert tune(start, teacher, batches(), replace(QUICK, calibration=0)).ranges == {}
     assert tune(start, teacher, batches(), replace(QUICK, calibration=1)).ranges == calibrate(tuned, batches()[:1]).ranges

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,19 @@ def test_the_kinds_are_all_constants(model: Any, build: Any, tmp_path: Path) -> 
         gather(tmp_path, None, None)
 
 
+@pytest.mark.parametrize(("noted", "tuned"), [((True, False), True), ((True, True), False), ((False, True), False)])
+def test_losses_from_before_tuning_are_told(model: Any, build: Any, noted: tuple[bool, bool], tuned: bool) -> None:
+    losses = {"sqnr_db": {"stem.weight": 9.0}}
+    stages = tuple({"stage": stage, **(losses if known else {})} for stage, known in zip(("ipq", "tune"), noted, strict=True))
+    facts = gather(build.folder, replace(model.program, provenance=stages), None)
+    assert facts.tuned is tuned and facts.losses == {"stem.weight": 9.0}
+
+
 def test_the_loss_of_layers_is_what_compression_noted() -> None:
     noted = {f"layer{index}": float(index % 50) for index in range(60)}
     found = layer_losses([{"stage": "plan"}, {"stage": "compress", "sqnr_db": noted}])
     assert len(found) == 40 and list(found) == [name for name in noted if name in found]
     assert max(found.values()) <= min(value for name, value in noted.items() if name not in found)
+    assert layer_losses([{"sqnr_db": noted}, {"stage": "tune", "sqnr_db": {"layer0": 2}}, {"stage": "calibrate"}]) == {"layer0": 2.0}
     for forged in ([], [{"sqnr_db": [1]}], [{"sqnr_db": {"layer": "high"}}]):
         assert layer_losses(forged) == {}

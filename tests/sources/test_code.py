@@ -59,3 +59,11 @@ def test_a_module_that_needs_a_missing_one_names_it(here: Path) -> None:
     (here / "needing_module_1.py").write_text("import no_such_module_2\n")
     with pytest.raises(InputError, match=r"importing needing_module_1 failed with ModuleNotFoundError: No module named 'no_such_module_2'"):
         function_of("needing_module_1:build")
+
+
+def test_a_function_that_takes_something_is_told_of_alike(here: Path) -> None:
+    (here / "metric_module_1.py").write_text("def share(run):\n    return 100 / run()\n")
+    share = function_of("metric_module_1:share")
+    assert share(lambda: 4) == 25
+    with pytest.raises(InputError, match=r"calling metric_module_1:share failed with ZeroDivisionError: .* \(metric_module_1.py, line 2\)"):
+        share(lambda: 0)
