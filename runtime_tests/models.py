@@ -80,6 +80,22 @@ class Upscaled(nn.Module):
         return self.up(self.first(image).relu())  # type: ignore[no-any-return]
 
 
+class Decoder(nn.Module):
+    """Transposed convolutions of every kind: depthwise, grouped, dilated, in one dimension, and one by the weight of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 16, 3, padding=1), nn.ConvTranspose2d(16, 16, 3, stride=2, padding=1, groups=16)
+        self.grouped = nn.ConvTranspose2d(16, 32, 3, dilation=2, output_padding=1, stride=2, groups=4)
+        self.line = nn.ConvTranspose1d(32, 16, 4, stride=2, dilation=3, groups=2)
+        self.shared = nn.Conv2d(16, 16, 3, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.depthwise(self.first(image).relu()).relu()
+        x = F.conv_transpose2d(self.shared(x).relu(), self.shared.weight)
+        return self.line(self.grouped(x).relu()[:, :, 0])  # type: ignore[no-any-return]
+
+
 class Attention(nn.Module):
     """nn.MultiheadAttention, whose three projections are one packed weight."""
 

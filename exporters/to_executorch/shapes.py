@@ -1,7 +1,8 @@
 """Operators rewritten as ExecuTorch and XNNPACK take them, above all those that only change shapes. No value changes.
 
 XNNPACK computes a part of the graph at a time, and each operator that it leaves out cuts a part in two: more to store, more to copy at run
-time. With a dynamic batch it would leave out most of what a Transformer does between its products.
+time. With a dynamic batch it would leave out most of what a Transformer does between its products. A weight that it would have to keep in
+several orders becomes several.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 from torch.fx.passes.infra.pass_base import PassResult
 
-_aten = torch.ops.aten
+from qn_deploy.graph.lifted import constants
+
+_Q, _aten = torch.ops.quantized_decomposed, torch.ops.aten
 
 
 def core_operators(exported: ExportedProgram, kept: Iterable[Any]) -> ExportedProgram:
@@ -71,6 +74,40 @@ def _mish(x: Tensor) -> Tensor:
     e = torch.exp(x.clamp(max=20.0))
     ratio = e * (e + 2.0)
     return x * (ratio / (ratio + 2.0))
+
+
+def separate_weights(exported: ExportedProgram) -> None:
+    """Gives each order in which convolutions read a weight a constant of its own, and each convolution of one dimension too.
+
+    In a delegate XNNPACK keeps a constant once, in the order that its first reader asks for, and the others would compute with that; and it
+    adds a dimension to a weight for each convolution of one dimension that reads it. In the file constants of the same bytes are one.
+
+    Args:
+        exported: in core ATen operators; it is changed.
+    """
+    held = constants(exported)
+    kept: dict[Node, dict[Any, Node]] = {weight: {} for weight in held}
+    for node in exported.graph.find_nodes(op="call_function", target=_aten.convolution.default):
+        reader, weight = node, node.args[1]
+        if weight.target in (_Q.dequantize_per_tensor.default, _Q.dequantize_per_channel.default):
+            reader, weight = weight, weight.args[0]
+        if weight not in held:
+            continue
+        transposed, groups = node.args[6], node.args[8]
+        orders, order = kept[weight], node if held[weight].value.ndim == 3 else groups if transposed else 0
+        if order not in orders:
+            orders[order] = _copied(exported, weight, held[weight].value, len(orders)) if orders else weight
+        reader.replace_input_with(weight, orders[order])
+
+
+def _copied(exported: ExportedProgram, weight: Node, value: Tensor, number: int) -> Node:
+    from executorch.backends.transforms.utils import create_constant_placeholder
+
+    name, graph = f"{weight.name}_{number}", exported.graph
+    (spec,) = [spec for spec in exported.graph_signature.input_specs if spec.arg.name == weight.name]
+    with graph.inserting_before(weight):
+        copy: Node = create_constant_placeholder(exported, graph, name, spec.kind, value.detach(), spec.persistent)
+    return copy
 
 
 def simplify_reshapes(graph_module: GraphModule) -> PassResult:

@@ -28,7 +28,7 @@ from .options import ExecutorchOptions
 from .pte import kept_in, named_data, to_tables
 from .read import SINGLE_VALUES
 from .refusal import refusal
-from .shapes import core_operators, simplify_reshapes
+from .shapes import core_operators, separate_weights, simplify_reshapes
 from .stock import pack
 
 STOCK_FORM = "model.stock.qnz"  # the companion's name
@@ -44,20 +44,19 @@ def write(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Wri
     LSTM), a weight is float32 there, and its table expands to scale * centroid.
 
     Raises:
-        ExportError: a dynamic dimension has no upper bound, a transposed convolution has groups and a compressed weight, or ExecuTorch
-            can't lower the graph.
+        ExportError: a dynamic dimension has no upper bound, or ExecuTorch can't lower the graph.
     """
     _check_bounds(program)
     if options.form == "graph":
         return _write_graph_form(program, lowered)
-    _check_groups(program)
     return _write_delegate_form(program, lowered, options)
 
 
 def _write_delegate_form(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Written:
     asked = {f"{name}{INT8_SUFFIX}" for name in to_keep(lowered.weights, options.memory)}
     edge, stock, found = lower_to_xnnpack(lowered.exported, kept=asked)
-    blobs = {name: named_blobs({name: table}, dtype) for name, (table, dtype) in _tables(lowered).items()}
+    transposed = _transposed(lowered.exported)
+    blobs = {name: named_blobs(table, dtype, transposed.get(name, ())) for name, (table, dtype) in _tables(lowered).items()}
     tables = {key: blob for entry in blobs.values() for key, blob in entry.items()}
     held = named_data(stock).keys()
     dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]
@@ -104,6 +103,17 @@ def _tables(lowered: Lowered) -> dict[str, tuple[PQWeight, DType]]:
     return tables
 
 
+def _transposed(exported: ExportedProgram) -> dict[str, set[int]]:
+    """The number of groups of each transposed convolution that reads a weight, by the weight's name."""
+    constants = {**exported.graph_signature.inputs_to_parameters, **exported.graph_signature.inputs_to_buffers}
+    found: dict[str, set[int]] = {}
+    for node in exported.graph.nodes:
+        if node.target in TRANSPOSED:
+            weight = node.args[1] if node.args[1].op == "placeholder" else node.args[1].args[0]  # of a dequantize
+            found.setdefault(constants.get(str(weight), ""), set()).add(node.args[6] if len(node.args) > 6 else 1)
+    return found
+
+
 def _of_single_values(weight: IntWeight) -> PQWeight:
     """An int8 weight as a table: a byte for each weight, where the float32 constant that it expands to has four."""
     codes = (weight.values.to(torch.int16) + INT8_MAX).to(torch.uint8).flatten(1)
@@ -125,17 +135,6 @@ def _check_bounds(program: Program) -> None:
             raise ExportError(
                 f"{', '.join(names)} has no upper bound, and ExecuTorch plans its memory at export; "
                 'save the model with torch.export.Dim("batch", max=...) in dynamic_shapes, or export with --only onnx'
-            )
-
-
-def _check_groups(program: Program) -> None:
-    parameters = program.exported.graph_signature.inputs_to_parameters
-    for node in program.exported.graph.nodes:
-        weight = parameters.get(node.args[1].name) if node.target in TRANSPOSED else None
-        if weight in program.weights and len(node.args) > 6 and node.args[6] != 1:
-            raise ExportError(
-                f"{weight}: ExecuTorch has no int8 kernel for a transposed convolution of {node.args[6]} groups, and keeps its float "
-                "weight in an order that no table has; leave this weight float in the recipe, or export with --only onnx"
             )
 
 
@@ -203,6 +202,7 @@ def lower_to_xnnpack(exported: Any, graph_form: bool = False, kept: Set[str] = f
             # on the batch, and the answer for an example of less than 16 would stay in the program as its largest batch.
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
                 core = core_operators(exported, partitioner.ops_to_not_decompose(exported)[0])
+                separate_weights(core)
                 layers = describe(core, kept)
                 separate_inputs(core, layers.keys())
                 alone = KeptLayers(configs, layers.keys())

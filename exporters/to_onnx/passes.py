@@ -160,8 +160,11 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
             continue
         layer = name.removesuffix(INT8_SUFFIX)
         readers = [node for node, _ in graph.initializers[name].uses() if node.op_type == "DequantizeLinear"]  # not an embedding
-        for index, dequantize in enumerate(readers):
-            dequantize.replace_input_with(1, initializer(graph, f"{layer}{SCALE}", array_of(input_of(dequantize, 1))))
+        scales = [array_of(input_of(dequantize, 1)) for dequantize in readers]
+        for index, (dequantize, scale) in enumerate(zip(readers, scales, strict=True)):
+            # A transposed convolution has one scale, or none, where another layer that reads its weight has one for each row.
+            owner = layer if np.array_equal(scale, scales[0]) else _again(layer, index + 1)
+            dequantize.replace_input_with(1, initializer(graph, f"{owner}{SCALE}", scale))
             dequantize.replace_input_with(2, _zero_points(graph, dequantize, f"{layer}/zero{index or ''}"))
         values = graph.initializers[name]
         if isinstance(weight, PQWeight):
@@ -175,8 +178,13 @@ def insert_tables(model: ir.Model, weights: Mapping[str, CompressedWeight]) -> N
             copy = ir.node("Reshape", [values, shape_of(graph, weight.shape)])
             graph.insert_before(readers[1], copy)
             values = copy.outputs[0]
-            values.name = f"{layer.removesuffix('.weight')}_{index}.weight{DECODED}"
+            values.name = f"{_again(layer, index)}{DECODED}"
             dequantize.replace_input_with(0, values)
+
+
+def _again(layer: str, count: int) -> str:
+    """The name of a weight that is read for the second time, the third and so on."""
+    return f"{layer.removesuffix('.weight')}_{count}.weight"
 
 
 def _zero_points(graph: ir.Graph, dequantize: ir.Node, name: str) -> ir.Value:

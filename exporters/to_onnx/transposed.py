@@ -16,7 +16,7 @@ def sum_integers(model: ir.Model) -> None:
     """
     graph = model.graph
     one = np.array(1, np.float32)
-    for node in [node for node in graph if node.op_type == "ConvTranspose"]:
+    for number, node in enumerate([node for node in graph if node.op_type == "ConvTranspose"]):
         source, weight = (maker_of(node, index, "DequantizeLinear") for index in (0, 1))
         quantize = only_reader(only_reader(node, "Relu") or node, "QuantizeLinear")
         if source is None or weight is None or quantize is None or array_of(input_of(weight, 1)).size > 1:
@@ -29,8 +29,9 @@ def sum_integers(model: ir.Model) -> None:
         weight.replace_input_with(1, initializer(graph, "one", one))
         if len(node.inputs) > 2:
             bias = input_of(node, 2)
-            node.replace_input_with(2, initializer(graph, f"{bias.name}/int32", np.rint(array_of(bias) / scale)))
-        product = ir.node("Mul", [input_of(quantize, 0), initializer(graph, f"{input_of(weight, 0).name}/ratio", ratio)])
+            node.replace_input_with(2, initializer(graph, f"{bias.name}/int32{number or ''}", np.rint(array_of(bias) / scale)))
+        factor = initializer(graph, f"{input_of(weight, 0).name}/ratio{number or ''}", ratio)  # a layer that runs again has another
+        product = ir.node("Mul", [input_of(quantize, 0), factor])
         graph.insert_before(quantize, product)
         quantize.replace_input_with(0, product.outputs[0])
         quantize.replace_input_with(1, initializer(graph, "one", one))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable
 from enum import IntEnum
 from hashlib import sha256
 from math import prod
@@ -22,7 +22,7 @@ from qn_deploy.weights.packing import pack_halves, unpack_halves
 
 MAGIC = b"\x89QNTABLE" + sha256(b"qn-deploy table blob").digest()[:8]
 VERSION = 2
-HEADER = struct.Struct("<16sHBBB3s4I")  # magic, version, dtype, layout, tables, three zeros, rows, inner, spatial, block size
+HEADER = struct.Struct("<16sHBBB3s4I")  # magic, version, dtype, layout, tables, groups less 1, rows, inner, spatial, block size
 SIZES = struct.Struct("<2I")  # before each table: codebooks, centroids in each
 
 
@@ -34,7 +34,10 @@ class DType(IntEnum):
 
 
 class Layout(IntEnum):
-    """Order of the dense elements of a weight [rows, inner, spatial], slowest index first (O = rows, I = inner, S = spatial)."""
+    """Order of the dense elements of a weight [rows, inner, spatial], slowest index first (O = rows, I = inner, S = spatial).
+
+    Where the rows come in groups, each group has this order by itself, and one follows the other.
+    """
 
     OIS = 0
     OSI = 1
@@ -45,34 +48,51 @@ class Layout(IntEnum):
 _AXES = {Layout.OIS: (0, 1, 2), Layout.OSI: (0, 2, 1), Layout.SIO: (2, 1, 0), Layout.ISO: (1, 2, 0)}
 
 
-def stored_layouts(shape: tuple[int, ...]) -> tuple[Layout, ...]:
-    """The layouts in which XNNPACK may keep a weight of this shape.
+def stored_orders(shape: tuple[int, ...], transposed: Iterable[int] = ()) -> tuple[tuple[Layout, int], ...]:
+    """The layouts in which XNNPACK may keep a weight of this shape, each with its number of groups.
 
-    Linear as torch does, Conv as OHWI, depthwise as 1HWC, and a transposed Conv, whose rows are its input channels, with these last.
+    Linear as torch does, Conv as OHWI, depthwise as 1HWC, and a transposed Conv, whose rows are its input channels, with those of a group
+    last.
+
+    Args:
+        shape: of the weight.
+        transposed: the number of groups of each transposed convolution that reads the weight.
     """
-    if len(shape) == 2:
-        return (Layout.OIS,)
+    return (_plain_layout(shape), 1), *((Layout.OIS, 1) if groups == shape[0] else (Layout.ISO, groups) for groups in transposed)
+
+
+def _plain_layout(shape: tuple[int, ...]) -> Layout:
     if prod(shape[2:]) == 1:
-        return Layout.OIS, Layout.ISO  # one pixel: the others are the same as the first, which expands fastest
-    return Layout.SIO if shape[1] == 1 else Layout.OSI, Layout.ISO
+        return Layout.OIS  # one pixel: the others are the same, and this one expands fastest
+    return Layout.SIO if shape[1] == 1 else Layout.OSI
 
 
-def dense(weight: PQWeight, layout: Layout, dtype: DType) -> bytes:
-    """The bytes of the dense constant that a runtime without tables would store."""
+def dense(weight: PQWeight, layout: Layout, dtype: DType, groups: int = 1) -> bytes:
+    """The bytes of the dense constant that a runtime without tables would store.
+
+    Args:
+        weight: the table.
+        layout: of each group of rows.
+        dtype: int8, or float32 with the scale multiplied in.
+        groups: of rows, one after the other.
+    """
     values = weight.int8() if dtype is DType.INT8 else weight.dequantize()
-    return _bytes(values.reshape(_volume(weight.shape)).permute(_AXES[layout]))
+    return _bytes(values.reshape(groups, -1, *_volume(weight.shape)[1:]).permute(0, *(1 + axis for axis in _AXES[layout])))
 
 
-def pack(weight: PQWeight, layout: Layout, dtype: DType) -> bytes:
-    """The blob that expands to `dense(weight, layout, dtype)`.
+def pack(weight: PQWeight, layout: Layout, dtype: DType, groups: int = 1) -> bytes:
+    """The blob that expands to `dense(weight, layout, dtype, groups)`.
 
     Raises:
-        CompressionError: a row has 2^32 weights or more.
+        CompressionError: a row has 2^32 weights or more, or there are more than 2^24 groups, or groups of different sizes.
     """
     rows, inner, spatial = _volume(weight.shape)
     if rows >= 1 << 32 or inner * spatial >= 1 << 32:
         raise CompressionError(f"a weight of shape {list(weight.shape)} is too large for a table blob; both sides must stay under 2^32")
-    header = HEADER.pack(MAGIC, VERSION, dtype, layout, len(weight.tables), bytes(3), rows, inner, spatial, weight.block_size)
+    if not 1 <= groups <= 1 << 24 or rows % groups:
+        raise CompressionError(f"a table blob can't hold {rows} rows in {groups} groups: these are of one size, and at most 2^24")
+    further = (groups - 1).to_bytes(3, "little")
+    header = HEADER.pack(MAGIC, VERSION, dtype, layout, len(weight.tables), further, rows, inner, spatial, weight.block_size)
     scales = _bytes(weight.scale.expand(rows)) if dtype is DType.FLOAT32 else b""
     return header + scales + b"".join(_pack_table(table) for table in weight.tables)
 
@@ -89,8 +109,8 @@ def unpack(blob: bytes) -> bytes:
         InputError: the blob breaks a rule of the format; the message says which.
     """
     weight = read(blob)
-    _, _, dtype, layout, *_ = HEADER.unpack_from(blob)
-    return dense(weight, Layout(layout), DType(dtype))
+    _, _, dtype, layout, _, further, *_ = HEADER.unpack_from(blob)
+    return dense(weight, Layout(layout), DType(dtype), 1 + int.from_bytes(further, "little"))
 
 
 def read(blob: bytes) -> PQWeight:
@@ -101,12 +121,14 @@ def read(blob: bytes) -> PQWeight:
     """
     if len(blob) < HEADER.size or not is_blob(blob):
         raise InputError(f"no table blob: {len(blob)} bytes that start with {blob[:16].hex(' ')}; expected {MAGIC.hex(' ')}")
-    _, version, dtype, layout, count, reserved, rows, inner, spatial, block = HEADER.unpack_from(blob)
-    if version != VERSION or dtype not in set(DType) or layout not in set(Layout) or count not in (1, 2) or reserved != bytes(3):
+    _, version, dtype, layout, count, further, rows, inner, spatial, block = HEADER.unpack_from(blob)
+    if version != VERSION or dtype not in set(DType) or layout not in set(Layout) or count not in (1, 2):
         raise InputError(
-            f"table blob of version {version}, dtype {dtype}, layout {layout}, {count} tables, reserved {reserved.hex()}; "
-            f"expected version {VERSION}, dtype 1 or 2, layout 0 to 3, 1 or 2 tables, reserved 000000"
+            f"table blob of version {version}, dtype {dtype}, layout {layout}, {count} tables; "
+            f"expected version {VERSION}, dtype 1 or 2, layout 0 to 3, 1 or 2 tables"
         )
+    if rows % (groups := 1 + int.from_bytes(further, "little")):
+        raise InputError(f"table blob of {rows} rows in {groups} groups; expected groups of one size")
     row = inner * spatial
     if not (rows and row and block) or row >= 1 << 32 or row % block:
         raise InputError(
@@ -170,19 +192,22 @@ def _read_table(body: _Body, rows: int, columns: int, block: int) -> tuple[Tenso
     return codes.reshape(rows, columns), torch.from_numpy(centroids)
 
 
-def named_blobs(weights: Mapping[str, PQWeight], dtype: DType) -> dict[str, bytes]:
-    """Blobs of all weights that become smaller, by the key under which XNNPACK stores the dense constant.
+def named_blobs(weight: PQWeight, dtype: DType, transposed: Iterable[int] = ()) -> dict[str, bytes]:
+    """Blobs of a weight that are smaller than the dense constant, by the key under which XNNPACK stores that.
 
-    The key is the SHA-256 of the dense bytes in hex, so weights with equal values share an entry (the smaller blob is kept). A weight has
-    one for each layout in which XNNPACK may keep it: its keys tell which one it did.
+    The key is the SHA-256 of the dense bytes in hex, so weights with equal values share an entry. There is a blob for each layout in which
+    XNNPACK may keep the weight: its keys tell which one it did.
+
+    Args:
+        weight: the table.
+        dtype: of the constant.
+        transposed: the number of groups of each transposed convolution that reads the weight.
     """
     blobs: dict[str, bytes] = {}
-    for weight in weights.values():
-        for layout in stored_layouts(weight.shape):
-            blob, constant = pack(weight, layout, dtype), dense(weight, layout, dtype)
-            key = sha256(constant).hexdigest()
-            if len(blob) < len(blobs.get(key, constant)):
-                blobs[key] = blob
+    for layout, groups in stored_orders(weight.shape, transposed):
+        blob, constant = pack(weight, layout, dtype, groups), dense(weight, layout, dtype, groups)
+        if len(blob) < len(constant):
+            blobs[sha256(constant).hexdigest()] = blob
     return blobs
 
 

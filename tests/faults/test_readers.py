@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,9 +81,10 @@ def test_readers_in_java(java: ModuleType, model: Any, build: Any, tmp_path: Pat
     good, models, shell = (tmp_path / "fixtures" / name for name in ("good", "models/small", "shell"))
     for folder in (good, models, shell):
         folder.mkdir(parents=True)
-    weights = [random_table((16, 8, 3, 3), 9), random_table((12, 8, 1, 1), 4, 300, 2), random_table((5, 9, 1, 1), 3, 5)]
-    for index, (weight, layout, dtype) in enumerate((each, layout, dtype) for each in weights for layout in Layout for dtype in DType):
+    weights = [(random_table((16, 8, 3, 3), 9), 4), (random_table((12, 8, 1, 1), 4, 300, 2), 12), (random_table((9, 9, 1, 1), 3, 5), 3)]
+    for index, ((weight, groups), layout, dtype) in enumerate(product(weights, Layout, DType)):
         (good / f"{index}.blob").write_bytes(pack(weight, layout, dtype))
+        (good / f"{index}-grouped.blob").write_bytes(pack(weight, layout, dtype, groups))
     for index in range(8):
         shutil.copy(build.folder / "model.stock.qnz", good / f"{index}.qnz")
     for name in ("manifest.json", "golden.safetensors"):

@@ -12,10 +12,11 @@ from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations, Form, lower
 from qn_deploy.lowering.rules import ONNXRUNTIME, XNNPACK, Rules
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.weights.compressed import IntWeight
+from qn_deploy.weights.compressed import IntWeight, PQWeight
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
+RandomTable = Callable[..., PQWeight]
 AssertExact = Callable[[Program, Batch], None]
 Write = Callable[[str, str, Activations], Written]
 
@@ -152,6 +153,29 @@ def test_transposed_convolutions_are_bit_identical_in_both_runtimes(make_program
     torch.manual_seed(0)
     x, model = (torch.randn(32, 16, 12, 12) * 9,), Up(16)
     program = make_program(model, x, model.weights())
+    assert_exact(program, x)
+
+
+class Again(nn.Module):
+    """One weight: of a convolution, and of transposed ones, which run twice, and in other groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(16, 16, 3, padding=1), nn.ConvTranspose2d(16, 32, 3, groups=2)
+        self.up.weight = self.down.weight
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.up(self.down(x).relu())[:, ::2]
+        return self.up(x.relu()), nn.functional.conv_transpose2d(x, self.down.weight, dilation=2, groups=4)
+
+
+@pytest.mark.slow
+def test_layers_that_read_one_weight_are_bit_identical_in_both_runtimes(
+    make_program: MakeProgram, random_table: RandomTable, assert_exact: AssertExact
+) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(8, 16, 9, 9),)
+    program = make_program(Again(), x, {"down.weight": random_table((16, 16, 3, 3), 9, per_row=False)})
     assert_exact(program, x)
 
 

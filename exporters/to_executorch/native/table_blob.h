@@ -24,13 +24,14 @@ class TableBlob {
   static std::optional<TableBlob> parse(const uint8_t* data, size_t size) {
     if (!has_magic(data, size) || size < kHeaderBytes) return std::nullopt;
     const bool known = data[16] == 2 && data[17] == 0 && (data[18] == kInt8 || data[18] == kFloat32) && data[19] <= kISO &&
-                       (data[20] == 1 || data[20] == 2) && data[21] == 0 && data[22] == 0 && data[23] == 0;
+                       (data[20] == 1 || data[20] == 2);
     if (!known) return std::nullopt;
 
     TableBlob blob;
     blob.dtype_ = data[18];
     blob.layout_ = data[19];
     blob.has_residual_ = data[20] == 2;
+    blob.groups_ = 1 + (uint64_t{data[21]} | uint64_t{data[22]} << 8 | uint64_t{data[23]} << 16);
     blob.rows_ = read_u32(data + 24);
     blob.inner_ = read_u32(data + 28);
     blob.spatial_ = read_u32(data + 32);
@@ -101,7 +102,7 @@ class TableBlob {
 
   // Checks the sizes against each other and the length, and finds the arrays.
   bool lay_out(const uint8_t* body, uint64_t left) {
-    if (rows_ == 0 || inner_ == 0 || spatial_ == 0 || block_ == 0) return false;
+    if (rows_ == 0 || inner_ == 0 || spatial_ == 0 || block_ == 0 || rows_ % groups_ != 0) return false;
     const uint64_t row = inner_ * spatial_;  // cannot overflow: both came from 32 bits
     if (row > UINT32_MAX || row % block_ != 0) return false;
     columns_ = row / block_;
@@ -211,13 +212,14 @@ class TableBlob {
 
   template <class T, class Value>
   void strided(T* out, Value value) const {
+    const uint64_t rows = rows_ / groups_;  // of a group
     const uint64_t row_step = layout_ == kSIO || layout_ == kISO ? 1 : inner_ * spatial_;
-    const uint64_t inner_step = layout_ == kSIO ? rows_ : layout_ == kISO ? spatial_ * rows_ : layout_ == kOSI ? 1 : spatial_;
-    const uint64_t spatial_step = layout_ == kSIO ? inner_ * rows_ : layout_ == kISO ? rows_ : layout_ == kOSI ? inner_ : 1;
+    const uint64_t inner_step = layout_ == kSIO ? rows : layout_ == kISO ? spatial_ * rows : layout_ == kOSI ? 1 : spatial_;
+    const uint64_t spatial_step = layout_ == kSIO ? inner_ * rows : layout_ == kISO ? rows : layout_ == kOSI ? inner_ : 1;
     const uint64_t next_channel = inner_step - spatial_ * spatial_step;  // wraps around where it is negative, and `at` with it
     uint64_t at = 0, p = 0;
     for_each_block([&](uint64_t row, uint64_t first, Block values) {
-      if (first == 0) at = row * row_step, p = 0;
+      if (first == 0) at = row / rows * rows * inner_ * spatial_ + row % rows * row_step, p = 0;
       for (uint64_t t = 0; t < block_; ++t) {
         out[at] = value(values[t], row);
         at += spatial_step;
@@ -228,7 +230,7 @@ class TableBlob {
 
   uint8_t dtype_ = 0, layout_ = 0;
   bool has_residual_ = false;
-  uint64_t rows_ = 0, inner_ = 0, spatial_ = 0, block_ = 0, columns_ = 0;
+  uint64_t groups_ = 0, rows_ = 0, inner_ = 0, spatial_ = 0, block_ = 0, columns_ = 0;
   size_t dense_bytes_ = 0;
   const uint8_t* scales_ = nullptr;
   Table first_, residual_;

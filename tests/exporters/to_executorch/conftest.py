@@ -112,7 +112,7 @@ def lowered(request: pytest.FixtureRequest) -> Lowered:
         )
         stock = bytes(edge.to_executorch().buffer)
     held = named_data(stock)
-    tables = {key: blob for key, blob in named_blobs(TABLES, request.param).items() if key in held}
+    tables = {key: blob for table in TABLES.values() for key, blob in named_blobs(table, request.param).items() if key in held}
     return Lowered(stock, tables, inputs, net(*inputs))
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
 from qn_deploy.exporting.export import write_file
 from qn_deploy.exporting.exporter import Written
-from qn_deploy.lowering.integer import IntegerReference
+from qn_deploy.lowering.integer import IntegerReference, inexact_operators
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.lowering.rules import XNNPACK
 from qn_deploy.program.program import Batch, Program
-from qn_deploy.weights.compressed import CompressedWeight, PQWeight
-from qn_deploy.weights.table_blob import HEADER, Layout, is_blob, read
+from qn_deploy.weights.compressed import CompressedWeight, IntWeight, PQWeight
+from qn_deploy.weights.table_blob import HEADER, DType, Layout, is_blob, read
 
 Programs = Callable[[str], Program]
 MakeProgram = Callable[..., Program]
@@ -40,6 +40,62 @@ class Convolutions(nn.Module):
         return self.pixel(x), self.kernel(x).relu(), self.wide(x), self.grouped(x), self.depthwise(x), self.multiplied(x)
 
 
+class Transposed(nn.Module):
+    """Every kind of transposed convolution over one input [N, 16, 7, 7]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.ConvTranspose2d(16, 8, 3, dilation=2, bias=False)
+        self.grouped = nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.dilated = nn.ConvTranspose2d(16, 16, (2, 3), stride=(1, 2), dilation=(3, 2), groups=4)
+        self.pixel = nn.ConvTranspose2d(16, 64, 1, groups=2, bias=False)
+        self.depthwise = nn.ConvTranspose2d(16, 16, 4, stride=2, padding=1, groups=16)
+        self.multiplied = nn.ConvTranspose2d(16, 32, 3, stride=3, dilation=2, groups=16)
+        self.line = nn.ConvTranspose1d(16, 12, 5, stride=3, padding=2, output_padding=1, dilation=2, groups=4)
+        self.lines = nn.ConvTranspose1d(16, 64, 2, stride=2, groups=16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        images, line = (self.plain, self.grouped, self.dilated, self.pixel, self.depthwise, self.multiplied), x.flatten(2)
+        first, *others = (layer(x) for layer in images)
+        return first.relu(), *others, self.line(line), self.lines(line)
+
+
+def transposed_tables(random_table: RandomTable) -> dict[str, CompressedWeight]:
+    return {
+        "plain.weight": random_table((16, 8, 3, 3), 9, per_row=False, seed=1),
+        "grouped.weight": random_table((16, 4, 3, 3), 6, size=40, per_row=False, seed=2),
+        "dilated.weight": random_table((16, 4, 2, 3), 6, size=8, per_row=False, seed=3),
+        "pixel.weight": random_table((16, 32, 1, 1), 4, books=2, per_row=False, seed=4),
+        "depthwise.weight": random_table((16, 1, 4, 4), 8, size=3, per_row=False, seed=5),
+        "multiplied.weight": random_table((16, 2, 3, 3), 9, size=2, per_row=False, seed=6),
+        "line.weight": random_table((16, 3, 5), 5, size=5, per_row=False, seed=7),
+        "lines.weight": random_table((16, 4, 2), 4, size=4, per_row=False, seed=8),
+    }
+
+
+def stored(written: Written, weights: Mapping[str, CompressedWeight], dtype: DType) -> dict[str, str]:
+    """In which layout, and in how many groups, each weight lies in a file as a table of this type."""
+    found = {}
+    for data in named_data(written.data).values():
+        if is_blob(data):
+            _, _, kind, layout, _, further, *_ = HEADER.unpack_from(data)
+            if kind == dtype:
+                found[read(data).int8().numpy().tobytes()] = f"{Layout(layout).name} {1 + int.from_bytes(further, 'little')}"
+    return {name.removesuffix(".weight"): found.get(weight.int8().numpy().tobytes(), "") for name, weight in weights.items()}
+
+
+TRANSPOSED = {
+    "plain": "ISO 1",
+    "grouped": "ISO 2",
+    "dilated": "ISO 4",
+    "pixel": "ISO 2",
+    "depthwise": "OIS 1",
+    "multiplied": "OIS 1",
+    "line": "ISO 4",
+    "lines": "OIS 1",
+}
+
+
 def tables(random_table: RandomTable) -> dict[str, CompressedWeight]:
     return {
         "pixel.weight": random_table((64, 16, 1, 1), 4, books=2, seed=1),
@@ -61,19 +117,58 @@ def test_static_layers_of_every_kind_are_exact_and_stored_as_tables(
     expected = IntegerReference(written.lowered.exported, XNNPACK)(x)
     for name, found, reference in zip(weights, twins(written, x), expected, strict=True):
         assert torch.equal(found, reference), name
-    stored = {
-        read(data).int8().numpy().tobytes(): HEADER.unpack_from(data)[3] for data in named_data(written.data).values() if is_blob(data)
-    }
-    layouts = {name: Layout(stored[weight.int8().numpy().tobytes()]).name for name, weight in weights.items()}
-    assert layouts == {
-        "pixel.weight": "OIS",
-        "kernel.weight": "OSI",
-        "wide.weight": "OSI",
-        "grouped.weight": "OSI",
-        "depthwise.weight": "SIO",
-        "multiplied.weight": "SIO",
+    assert stored(written, weights, DType.INT8) == {
+        "pixel": "OIS 1",
+        "kernel": "OSI 1",
+        "wide": "OSI 1",
+        "grouped": "OSI 1",
+        "depthwise": "SIO 1",
+        "multiplied": "SIO 1",
     }
     assert not written.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", [Activations.STATIC, Activations.QNNPACK])
+def test_static_transposed_layers_of_every_kind_are_exact_and_stored_as_tables(
+    make_program: MakeProgram, random_table: RandomTable, twins: Twins, activations: Activations
+) -> None:
+    weights = transposed_tables(random_table)
+    x = (torch.randn(2, 16, 7, 7, generator=torch.Generator().manual_seed(1)),)
+    written = write_file(EXPORTER, make_program(Transposed(), x, weights), activations)
+    assert inexact_operators(written.lowered.exported) == []
+    expected = IntegerReference(written.lowered.exported, XNNPACK)(x)
+    for name, found, reference in zip(weights, twins(written, x), expected, strict=True):
+        assert torch.equal(found, reference), name
+    assert stored(written, weights, DType.INT8) == TRANSPOSED
+    assert (written.notes, written.dense) == ((), ())
+
+
+@pytest.mark.slow
+def test_static_transposed_layers_of_int8_weights_are_exact(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
+    weights = {name: IntWeight(table.int8(), table.scale) for name, table in transposed_tables(random_table).items()}
+    x = (torch.randn(2, 16, 7, 7, generator=torch.Generator().manual_seed(2)),)
+    written = write_file(EXPORTER, make_program(Transposed(), x, weights), Activations.STATIC)
+    expected = IntegerReference(written.lowered.exported, XNNPACK)(x)
+    for name, found, reference in zip(weights, twins(written, x), expected, strict=True):
+        assert torch.equal(found, reference), name
+    assert not written.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tables", "int8"])
+def test_float_transposed_layers_of_every_kind_are_stored_as_tables(
+    make_program: MakeProgram, random_table: RandomTable, twins: Twins, form: str
+) -> None:
+    weights: dict[str, CompressedWeight] = transposed_tables(random_table)
+    if form == "int8":
+        weights = {name: IntWeight(table.int8(), table.scale) for name, table in weights.items()}
+    x = (torch.randn(2, 16, 7, 7, generator=torch.Generator().manual_seed(1)),)
+    written = write_file(EXPORTER, make_program(Transposed(), x, weights, ()), Activations.NONE)
+    for name, found, simulated in zip(weights, twins(written, x), written.lowered.simulate(x), strict=True):
+        torch.testing.assert_close(found, simulated, rtol=1e-5, atol=1e-5, msg=name)
+    assert stored(written, weights, DType.FLOAT32) == TRANSPOSED
+    assert (written.notes, written.dense) == ((), ())
 
 
 @pytest.mark.slow

@@ -9,16 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from qn_deploy.errors import InputError
 from qn_deploy.exporters.to_executorch import EXPORTER
+from qn_deploy.exporters.to_executorch.shapes import separate_weights
 from qn_deploy.exporting.export import write_file
+from qn_deploy.exporting.exporter import Written
+from qn_deploy.lowering.integer import IntegerReference
 from qn_deploy.lowering.lower import Activations
-from qn_deploy.program.program import Program
+from qn_deploy.lowering.rules import XNNPACK
+from qn_deploy.program.program import Batch, Program
 from qn_deploy.weights.compressed import PQWeight
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
+Twins = Callable[[Written, Batch], Batch]
 BATCH = ({0: Dim("batch", min=1, max=9)},)
 
 
@@ -128,3 +135,68 @@ def test_mish_and_softplus_keep_the_order_of_channels(make_program: MakeProgram,
     written = write_file(EXPORTER, make_program(model, x, {"0.weight": random_table((4, 3, 3, 3), 9)}), Activations.STATIC)
     (found,) = EXPORTER.run(written.data, (x,))[0]
     assert torch.allclose(found, written.lowered.simulate(x)[0], rtol=1e-5, atol=1e-6)
+
+
+class Shared(nn.Module):
+    """Convolutions by one weight."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+
+
+class Tied(Shared):
+    """Encoder and decoder, as an autoencoder has them; the encoder runs twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(F.conv2d(x, self.weight, padding=1).relu(), self.weight)
+        return F.conv_transpose2d(x.relu(), self.weight)
+
+
+class Grouped(Shared):
+    """Transposed convolutions of two numbers of groups, one of them twice."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        two = F.conv_transpose2d(F.conv_transpose2d(x, self.weight, groups=2), self.weight, groups=2)
+        return two, F.conv_transpose2d(x, self.weight, groups=4)
+
+
+class Lines(Shared):
+    """A convolution of one dimension, twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(F.conv1d(x, self.weight, padding=1).relu(), self.weight)
+
+
+SHARED: dict[str, tuple[Shared, tuple[int, ...]]] = {
+    "tied": (Tied(16, 16, 3, 3), (2, 16, 6, 6)),
+    "grouped": (Grouped(16, 8, 3, 3), (2, 16, 5, 5)),
+    "lines": (Lines(16, 16, 3), (2, 16, 9)),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_convolutions_that_read_a_weight_in_several_orders_have_a_constant_for_each(name: str, random_table: RandomTable) -> None:
+    model, size = SHARED[name]
+    model.weight.data = random_table(tuple(model.weight.shape), 3).dequantize()
+    x = torch.randn(size)
+    core = torch.export.export(model.eval(), (x,)).run_decompositions()
+    separate_weights(core)
+    assert len(core.graph.find_nodes(op="placeholder")) == len(core.graph_signature.input_specs) == 2 + 1
+    assert all(map(torch.equal, tree_leaves(core.module()(x)), tree_leaves(model(x))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", [Activations.STATIC, Activations.NONE])
+@pytest.mark.parametrize("name", SHARED)
+def test_a_weight_that_convolutions_read_in_several_orders_gives_each_what_is_right(
+    make_program: MakeProgram, random_table: RandomTable, twins: Twins, name: str, activations: Activations
+) -> None:
+    model, size = SHARED[name]
+    table, x = random_table(tuple(model.weight.shape), 3, per_row=False), (torch.randn(size, generator=torch.Generator().manual_seed(0)),)
+    written = write_file(EXPORTER, make_program(model, x, {"weight": table}, (x,) if activations.is_static else ()), activations)
+    assert written.dense == ()
+    if activations.is_static:
+        assert all(map(torch.equal, twins(written, x), IntegerReference(written.lowered.exported, XNNPACK)(x)))
+    else:
+        torch.testing.assert_close(twins(written, x), written.lowered.simulate(x), rtol=1e-5, atol=1e-5)

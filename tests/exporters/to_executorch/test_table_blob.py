@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qn_deploy.errors import InputError
+from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.weights.compressed import PQWeight, codes_dtype
-from qn_deploy.weights.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_layouts, unpack
+from qn_deploy.weights.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_orders, unpack
+from tests.conftest import random_table
 
 # rows 2, inner 1, spatial 4: blocks of 2, so 2 block columns, each with its own codebook of 3 centroids
 SMALL = PQWeight(
@@ -51,13 +52,29 @@ PAIR_BLOB = bytes.fromhex(
     "01 00 00 00  2c 01 00 00" + "64" + "00" * 298 + "9c" + "2b 01  00 00  00 01"  # 16-bit codes
     "01 00 00 00  02 00 00 00  32 f9  01 01"  # 4-bit codes 1, 0, 1 and half a byte of zero
 )
+# 4 rows in 2 groups, inner 2, spatial 2, blocks of 2: row o has the code o for its first block and 3 for its second
+GROUPED = PQWeight(
+    codes=torch.tensor([[0, 3], [1, 3], [2, 3], [3, 3]], dtype=torch.uint8),
+    centroids=torch.tensor([[[1, 2], [3, 4], [5, 6], [7, 8]]], dtype=torch.int8),
+    scale=torch.ones(1),
+    shape=(4, 2, 1, 2),
+)
+GROUPED_BLOB = bytes.fromhex(
+    "89 51 4e 54 41 42 4c 45 85 f3 ed 1b 71 4d 7a 2f  02 00  01  03  01  01 00 00"  # int8, ISO, one table, one further group
+    "04 00 00 00  02 00 00 00  02 00 00 00  02 00 00 00"
+    "01 00 00 00  04 00 00 00  01 02 03 04 05 06 07 08  30 31 32 33"
+)
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> PQWeight:
-    rows, inner, spatial = draw(st.integers(1, 5)), draw(st.integers(1, 6)), draw(st.integers(1, 9))
+    rows, inner, spatial = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 9))
     row = inner * spatial
-    block = draw(st.sampled_from([d for d in range(1, row + 1) if row % d == 0]))
+    block = draw(st.sampled_from(divisors(row)))
     columns = row // block
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     scale = torch.rand(draw(st.sampled_from([1, rows])), generator=generator) + 1e-6
@@ -71,6 +88,13 @@ def tables(draw: st.DrawFn) -> PQWeight:
     return weight
 
 
+@st.composite
+def blobs_of(draw: st.DrawFn) -> tuple[PQWeight, Layout, DType, int]:
+    """What `pack` takes."""
+    table = draw(tables())
+    return table, draw(st.sampled_from(Layout)), draw(st.sampled_from(DType)), draw(st.sampled_from(divisors(table.shape[0])))
+
+
 def read_in_python(blob: bytes) -> bytes | None:
     try:
         return unpack(blob)
@@ -81,30 +105,39 @@ def read_in_python(blob: bytes) -> bytes | None:
 def test_pack_writes_the_bytes_of_the_specification() -> None:
     assert pack(SMALL, Layout.SIO, DType.FLOAT32) == SMALL_BLOB
     assert pack(PAIR, Layout.OIS, DType.INT8) == PAIR_BLOB
+    assert pack(GROUPED, Layout.ISO, DType.INT8, 2) == GROUPED_BLOB
 
 
 def test_unpack_reads_the_bytes_of_the_specification() -> None:
     rows = [[0.5 * v for v in (1, 2, -5, -6)], [2.0 * v for v in (3, 4, -1, -2)]]
     assert unpack(SMALL_BLOB) == struct.pack("<8f", *(rows[o][p] for p in range(4) for o in range(2)))
     assert unpack(PAIR_BLOB) == struct.pack("<3b", -107, 127, -7)  # 100 + 50 saturates
+    assert unpack(GROUPED_BLOB) == bytes([1, 3, 2, 4, 7, 7, 8, 8, 5, 7, 6, 8, 7, 7, 8, 8])  # a group of rows 0 and 1, one of rows 2 and 3
 
 
-@given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
-@settings(max_examples=40, deadline=None)
-def test_a_blob_holds_the_weight_in_its_layout(table: PQWeight, layout: Layout, dtype: DType) -> None:
+@given(blob=blobs_of())
+@settings(max_examples=60, deadline=None)
+def test_a_blob_holds_the_weight_in_its_layout_group_by_group(blob: tuple[PQWeight, Layout, DType, int]) -> None:
+    table, layout, dtype, groups = blob
     weight = table.int8() if dtype is DType.INT8 else table.dequantize()
     axes = {"O": 0, "I": 1, "S": 2}
-    expected = weight.permute([axes[letter] for letter in layout.name]).contiguous().numpy().tobytes()
-    assert unpack(pack(table, layout, dtype)) == expected == dense(table, layout, dtype)
+    parts = [part.permute([axes[letter] for letter in layout.name]).contiguous().numpy().tobytes() for part in weight.chunk(groups)]
+    assert unpack(pack(table, layout, dtype, groups)) == b"".join(parts) == dense(table, layout, dtype, groups)
+
+
+@pytest.mark.parametrize("groups", [0, 3, 2**24 + 1])
+def test_rows_that_are_in_no_such_groups_are_refused(groups: int) -> None:
+    with pytest.raises(CompressionError, match=f"4 rows in {groups} groups"):
+        pack(GROUPED, Layout.ISO, DType.INT8, groups)
 
 
 def test_native_reader_expands_as_python_does(read_natively) -> None:
-    blobs: list[bytes] = [SMALL_BLOB, PAIR_BLOB, *(pack(KERNELS, layout, dtype) for layout, dtype in product(Layout, DType))]
+    blobs = [SMALL_BLOB, PAIR_BLOB, GROUPED_BLOB, *(pack(KERNELS, *form, groups) for *form, groups in product(Layout, DType, (1, 3)))]
 
-    @given(table=tables(), layout=st.sampled_from(Layout), dtype=st.sampled_from(DType))
-    @settings(max_examples=150, deadline=None, database=None)
-    def collect(table: PQWeight, layout: Layout, dtype: DType) -> None:
-        blobs.append(pack(table, layout, dtype))
+    @given(blob=blobs_of())
+    @settings(max_examples=200, deadline=None, database=None)
+    def collect(blob: tuple[PQWeight, Layout, DType, int]) -> None:
+        blobs.append(pack(*blob))
 
     collect()
     assert read_natively(blobs) == [unpack(blob) for blob in blobs]
@@ -112,15 +145,20 @@ def test_native_reader_expands_as_python_does(read_natively) -> None:
 
 def test_native_reader_refuses_what_python_refuses(read_natively) -> None:
     rng = random.Random(0)
-    blobs = [blob[:n] for blob in (SMALL_BLOB, PAIR_BLOB) for n in range(len(blob))]
+    blobs = [blob[:n] for blob in (SMALL_BLOB, PAIR_BLOB, GROUPED_BLOB) for n in range(len(blob))]
     for _ in range(3000):
-        blob = bytearray(pack(rng.choice([SMALL, SMALL, PAIR]), rng.choice(list(Layout)), rng.choice(list(DType))))
+        table = rng.choice([SMALL, SMALL, PAIR, GROUPED])
+        blob = bytearray(pack(table, rng.choice(list(Layout)), rng.choice(list(DType)), rng.choice(divisors(table.shape[0]))))
         for _ in range(rng.choice([1, 1, 2, 3])):
             blob[rng.randrange(16, len(blob))] = rng.choice([0, 1, 2, 3, 4, 8, 0x7F, 0x80, 0xFF, rng.randrange(256)])
         blobs.append(bytes(blob))
     for field in (24, 28, 32, 36, 48, 52):  # sizes whose products overflow 32 and 64 bits
         for size in (0, 1, 2**16, 2**31, 2**32 - 1):
             blobs.append(SMALL_BLOB[:field] + struct.pack("<I", size) + SMALL_BLOB[field + 4 :])
+    for groups in range(1, 7):  # of 4 rows
+        blobs.append(GROUPED_BLOB[:21] + (groups - 1).to_bytes(3, "little") + GROUPED_BLOB[24:])
+        blobs.append(GROUPED_BLOB[:21] + (groups * 2**8 - 1).to_bytes(3, "little") + GROUPED_BLOB[24:])
+        blobs.append(GROUPED_BLOB[:21] + (groups * 2**16 - 1).to_bytes(3, "little") + GROUPED_BLOB[24:])
     huge = 2**32 - 1
     blobs += [SMALL_BLOB[:18] + b"\1" + SMALL_BLOB[19:24] + struct.pack("<6I", *[huge] * 4, *sizes) for sizes in ((huge, huge), (1, 2**16))]
     # One rule broken, the length right for it: more codebooks than columns, K = 65537, blocks across rows, no rows at all.
@@ -149,7 +187,8 @@ def test_native_reader_refuses_what_python_refuses(read_natively) -> None:
         pytest.param(lambda b: b[:19] + b"\4" + b[20:], "layout 4", id="layout"),
         pytest.param(lambda b: b[:20] + b"\3" + b[21:], "3 tables", id="tables"),
         pytest.param(lambda b: b[:20] + b"\2" + b[21:], "promises a table up to byte 78", id="a table that is not there"),
-        pytest.param(lambda b: b[:21] + b"\1" + b[22:], "reserved 010000", id="reserved"),
+        pytest.param(lambda b: b[:21] + b"\2" + b[22:], "2 rows in 3 groups", id="groups that do not divide the rows"),
+        pytest.param(lambda b: b[:23] + b"\1" + b[24:], "2 rows in 65537 groups", id="more groups than rows"),
         pytest.param(lambda b: b[:36] + b"\3" + b[37:], "blocks of 3", id="block does not divide"),
         pytest.param(lambda b: b[:48] + b"\3" + b[49:], "3 codebooks", id="more codebooks than columns"),
         pytest.param(lambda b: b[:52] + b"\1\0\1" + b[55:], "65537 centroids", id="too many centroids"),
@@ -166,25 +205,36 @@ def test_a_damaged_blob_is_refused_by_name(change: object, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "layouts"),
+    ("shape", "transposed", "orders"),
     [
-        ((8, 16), (Layout.OIS,)),
-        ((8, 16, 1, 1), (Layout.OIS, Layout.ISO)),
-        ((8, 16, 3, 3), (Layout.OSI, Layout.ISO)),
-        ((8, 1, 3, 3), (Layout.SIO, Layout.ISO)),
-        ((8, 1, 1, 1), (Layout.OIS, Layout.ISO)),
+        ((8, 16), (), ((Layout.OIS, 1),)),
+        ((8, 16, 1, 1), (), ((Layout.OIS, 1),)),
+        ((8, 16, 3, 3), (), ((Layout.OSI, 1),)),
+        ((8, 1, 3, 3), (), ((Layout.SIO, 1),)),
+        ((8, 1, 1, 1), (), ((Layout.OIS, 1),)),
+        ((8, 16, 1, 1), (1,), ((Layout.OIS, 1), (Layout.ISO, 1))),
+        ((8, 16, 3), (2, 4), ((Layout.OSI, 1), (Layout.ISO, 2), (Layout.ISO, 4))),
+        ((8, 2, 3, 3), (8,), ((Layout.OSI, 1), (Layout.OIS, 1))),
     ],
 )
-def test_stored_layouts(shape: tuple[int, ...], layouts: tuple[Layout, ...]) -> None:
-    assert stored_layouts(shape) == layouts
+def test_stored_orders(shape: tuple[int, ...], transposed: tuple[int, ...], orders: tuple[tuple[Layout, int], ...]) -> None:
+    assert stored_orders(shape, transposed) == orders
+
+
+def test_one_row_a_group_is_the_order_of_torch() -> None:
+    assert dense(GROUPED, Layout.ISO, DType.INT8, 4) == dense(GROUPED, Layout.OIS, DType.INT8)
 
 
 def test_named_blobs_are_found_by_the_digest_of_the_dense_bytes_and_only_where_smaller() -> None:
-    codes = torch.zeros(64, 32, dtype=torch.uint8)
-    large = PQWeight(codes, torch.ones(1, 2, 8, dtype=torch.int8), torch.ones(1), (64, 256))
-    assert named_blobs({"large": large, "small": SMALL}, DType.INT8) == {
-        sha256(large.int8().numpy().tobytes()).hexdigest(): pack(large, Layout.OIS, DType.INT8)
-    }
+    large = random_table((64, 256), 8, per_row=False)
+    assert named_blobs(large, DType.INT8) == {sha256(large.int8().numpy().tobytes()).hexdigest(): pack(large, Layout.OIS, DType.INT8)}
+    assert named_blobs(SMALL, DType.INT8) == {}
+
+
+def test_a_weight_has_a_blob_for_each_transposed_convolution_that_reads_it() -> None:
+    kernels, orders = random_table((64, 64, 2, 2), 4), ((Layout.OSI, 1), (Layout.ISO, 2), (Layout.ISO, 8))
+    blobs = named_blobs(kernels, DType.INT8, (2, 8))
+    assert blobs == {sha256(unpack(blob)).hexdigest(): blob for blob in (pack(kernels, layout, DType.INT8, n) for layout, n in orders)}
 
 
 def test_the_magic_is_derived_not_chosen() -> None:

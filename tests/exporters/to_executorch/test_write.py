@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.errors import ExportError
 from qn_deploy.exporters.to_executorch import EXPORTER
 from qn_deploy.exporters.to_executorch.pte import named_data
 from qn_deploy.exporting.export import write_file
@@ -66,11 +65,12 @@ def test_a_transposed_convolution_is_stored_input_channels_last(make_program: Ma
     assert expanded(write_file(EXPORTER, program, Activations.NONE).data) == {dense(table.dequantize().permute(1, 2, 3, 0))}
 
 
-def test_a_transposed_convolution_in_groups_is_refused_by_name(make_program: MakeProgram, random_table: RandomTable) -> None:
-    model = nn.Sequential(nn.ConvTranspose1d(16, 16, 3, groups=2))
-    program = make_program(model, (torch.randn(2, 16, 9),), {"0.weight": random_table((16, 8, 3), 3, per_row=False)})
-    with pytest.raises(ExportError, match=r"0\.weight: ExecuTorch has no int8 kernel for a transposed convolution of 2 groups"):
-        write_file(EXPORTER, program, Activations.STATIC)
+def test_a_transposed_convolution_in_groups_is_stored_group_by_group(make_program: MakeProgram, random_table: RandomTable) -> None:
+    table = random_table((16, 8, 3), 3, per_row=False)
+    program = make_program(nn.Sequential(nn.ConvTranspose1d(16, 16, 3, groups=2)), (torch.randn(2, 16, 9),), {"0.weight": table})
+    written = write_file(EXPORTER, program, Activations.STATIC)
+    assert expanded(written.data) == {b"".join(dense(group.permute(1, 2, 0)) for group in table.int8().chunk(2))}
+    assert (written.notes, written.dense) == ((), ())
 
 
 def test_an_int8_weight_in_a_blob_is_no_table(make_program: MakeProgram, random_table: RandomTable) -> None:

@@ -21,6 +21,8 @@ RandomTable = Callable[..., PQWeight]
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1d": (lambda: nn.ConvTranspose1d(8, 6, 4, stride=2, padding=1), (2, 8, 10)),
     "2d": (lambda: nn.ConvTranspose2d(8, 6, 2, stride=2), (2, 8, 5, 5)),
+    "1d, depthwise": (lambda: nn.ConvTranspose1d(12, 24, 6, stride=3, dilation=2, groups=12), (2, 12, 10)),
+    "2d, dilated": (lambda: nn.ConvTranspose2d(8, 12, 3, dilation=(2, 1), groups=4), (2, 8, 5, 5)),
     "2d, grouped": (lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, output_padding=1, groups=2, bias=False), (2, 8, 5, 5)),
 }
 

@@ -12,7 +12,7 @@ final class TableBlob {
 
     private final ByteBuffer bytes;
     private final int layout;
-    private final long rows, inner, spatial, block;
+    private final long rows, group, inner, spatial, block; // group: rows in each
     private final float[] scales;
     private final byte[] values; // int8 [rows, inner, spatial], to which each table adds
 
@@ -24,12 +24,15 @@ final class TableBlob {
         layout = blob[19];
         int tables = blob[20];
         boolean known = bytes.getShort(16) == 2 && (dtype == 1 || dtype == 2) && layout >= 0 && layout <= ISO && (tables == 1 || tables == 2);
-        check(known && blob[21] == 0 && blob[22] == 0 && blob[23] == 0, "version, type, layout or number of tables is unknown");
+        check(known, "version, type, layout or number of tables is unknown");
         rows = unsigned(24);
         inner = unsigned(28);
         spatial = unsigned(32);
         block = unsigned(36);
         check(rows > 0 && inner > 0 && spatial > 0 && block > 0 && inner <= 0xffffffffL / spatial, "its shape is out of range");
+        int groups = 1 + (bytes.getInt(20) >>> 8);
+        check(rows % groups == 0, "its rows are not in groups of one size");
+        group = rows / groups;
         long row = inner * spatial;
         int width = dtype == 2 ? 4 : 1;
         check(row % block == 0 && rows <= Integer.MAX_VALUE / width / row, "blocks do not fill its rows, or it is too large for this app");
@@ -55,13 +58,16 @@ final class TableBlob {
         ByteBuffer floats = ByteBuffer.wrap(dense).order(ByteOrder.LITTLE_ENDIAN);
         int element = 0;
         for (int o = 0; o < rows; o++) {
+            long m = o % group; // the row's number in its group
+            long start = (o - m) * inner * spatial;
             for (int i = 0; i < inner; i++) {
                 for (int p = 0; p < spatial; p++) {
                     byte value = values[element++];
+                    int at = (int) (start + index(m, i, p));
                     if (scales == null) {
-                        dense[index(o, i, p)] = value;
+                        dense[at] = value;
                     } else {
-                        floats.putFloat(4 * index(o, i, p), scales[o] * value);
+                        floats.putFloat(4 * at, scales[o] * value);
                     }
                 }
             }
@@ -69,12 +75,12 @@ final class TableBlob {
         return dense;
     }
 
-    private int index(long o, long i, long p) {
+    private long index(long m, long i, long p) {
         switch (layout) {
-            case OSI: return (int) ((o * spatial + p) * inner + i);
-            case SIO: return (int) ((p * inner + i) * rows + o);
-            case ISO: return (int) ((i * spatial + p) * rows + o);
-            default: return (int) ((o * inner + i) * spatial + p);
+            case OSI: return (m * spatial + p) * inner + i;
+            case SIO: return (p * inner + i) * group + m;
+            case ISO: return (i * spatial + p) * group + m;
+            default: return (m * inner + i) * spatial + p;
         }
     }
 
