@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, log
+from math import log
 
 from qn_deploy.compression.effects import Form
 from qn_deploy.compression.knapsack import Choice, Knapsack
@@ -27,7 +27,7 @@ class Choices:
         self._sizes = [[form.size for form in each] for each in forms]
         self._losses = [[form.loss for form in each] for each in forms]
         self.measured = Knapsack(self._sizes, self._losses)
-        self._evened = Knapsack(self._sizes, [[loss / _scale(each) ** 0.5 for loss in each] for each in self._losses])
+        self._evened = Knapsack(self._sizes, [[form.loss / _scale(each) ** 0.5 for form in each] for each in forms])
 
     @property
     def ways(self) -> tuple[Callable[[int], Choice | None], ...]:
@@ -72,7 +72,8 @@ def _place(forms: Sequence[Form], method: Method) -> int:
     return methods.index(method if method in methods else Int8())
 
 
-def _scale(losses: Sequence[float]) -> float:
-    """How the outputs feel a weight: the geometric mean of what its forms lose."""
-    logs = [log(loss) for loss in losses if loss > 0]
-    return exp(sum(logs) / len(logs)) if logs else 1.0
+def _scale(forms: Sequence[Form]) -> float:
+    """How the outputs feel a weight: what its best form of 2 bits a weight or fewer loses; of its smallest form, if none has so few."""
+    few = max(form.size for form in forms) / 16  # the largest is float, of 32 bits
+    small = [form for form in forms if form.size <= few] or [min(forms, key=lambda form: form.size)]
+    return min(form.loss for form in small) or 1.0
