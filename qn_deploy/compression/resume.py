@@ -17,7 +17,7 @@ from torch import Tensor
 from qn_deploy.errors import InputError
 from qn_deploy.files import write_atomic
 
-FORMAT, VERSION = "qn-deploy run", "1"
+FORMAT, VERSION = "qn-deploy run", "2"  # 2: the hash covers the position, too
 _ANOTHER = "give another file, or delete this one to start anew"
 
 
@@ -44,13 +44,8 @@ class RunFile:
             InputError: the file can't be written.
         """
         own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        metadata = {
-            "format": FORMAT,
-            "version": VERSION,
-            "run": self.run,
-            "position": json.dumps(dict(position)),
-            "sha256": fingerprint(own),
-        }
+        told = {"format": FORMAT, "version": VERSION, "run": self.run, "position": json.dumps(dict(position))}
+        metadata = told | {"sha256": fingerprint(told["position"], own)}
         write_atomic(self.path, save(own, metadata))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -69,10 +64,10 @@ class RunFile:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self.path} is no state of a run, or cut short: {error}; {_ANOTHER}") from None
-        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION) or not {"run", "position", "sha256"} <= metadata.keys():
             raise InputError(f"{self.path} is a safetensors file, but not the state of a run of this version; {_ANOTHER}")
-        if metadata["sha256"] != fingerprint(tensors):
-            raise InputError(f"{self.path} is damaged: its tensors do not have the hash that was written with them; {_ANOTHER}")
+        if metadata["sha256"] != fingerprint(metadata["position"], tensors):
+            raise InputError(f"{self.path} is damaged: what it holds does not have the hash that was written with it; {_ANOTHER}")
         if metadata["run"] != self.run:
             raise InputError(
                 f"{self.path} is the state of another run: the model, the teacher, the recipe, the settings or the first batch differ; "

@@ -40,15 +40,14 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         RunFile(tmp_path / "run", "yours").load()
 
 
-@pytest.mark.parametrize("where", range(0, 900, 90))
-def test_a_damaged_file_is_refused(tmp_path: Path, where: int) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     file = RunFile(tmp_path / "run", "mine")
     file.save(TENSORS | {"more": torch.zeros(64)}, {"step": 1})
-    data = bytearray(file.path.read_bytes())
-    data[-1 - where] ^= 0x40
-    file.path.write_bytes(data)
-    with pytest.raises(InputError, match=r"run is "):
-        file.load()
+    data = file.path.read_bytes()
+    for where in range(len(data)):  # the order of the metadata differs from one process to the next
+        file.path.write_bytes(data[:where] + bytes([data[where] ^ 0x40]) + data[where + 1 :])
+        with pytest.raises(InputError, match=r"run is "):
+            file.load()
     file.path.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"run is no state of a run, or cut short"):
         file.load()
