@@ -26,7 +26,7 @@ from qn_deploy.weights.tables import as_weight, codebooks, grid_step, groups, no
 
 _FIRST = Effort(iterations=10, sample=256)  # of the k-means, whose centroids are only the first
 _AT_ONCE = 128  # weights of a row that are coded before the rest of it is moved
-_REFIT_STEPS = 3  # of conjugate gradients: more rounds of codes gain more than more steps in each
+_REFIT_STEPS, _LAST_STEPS = 2, 10  # of conjugate gradients: few while codes still change, more once they stay
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -48,7 +48,7 @@ class Feedback:
     damping: float = 0.01
     correction: float = 0.5
     correction_damping: float = 0.1
-    rounds: int = 6
+    rounds: int = 5
 
     def __post_init__(self) -> None:
         if min(self.damping, self.correction_damping) <= 0 or not 0 <= self.correction <= 1 or self.rounds < 1:
@@ -130,9 +130,10 @@ def table_with_feedback(
     found = codebooks(blocks, count, method.centroids, live, seed, importance.reshape(blocks.shape), _FIRST)
     books, scale = _on_grid(pad_sequence(found, batch_first=True), scale)
     best, least = None, inf
-    for _ in range(rounds):
+    for left in reversed(range(rounds)):
         codes = assign(rows / scale, upper, books)
-        books, scale = _on_grid(refit(rows / scale, gram, books, codes, scale.square(), _REFIT_STEPS), scale)
+        steps = _REFIT_STEPS if left else _LAST_STEPS
+        books, scale = _on_grid(refit(rows / scale, gram, books, codes, scale.square(), steps), scale)
         lost = rows - scale * _decoded(books, codes).reshape(rows.shape)
         loss = float((lost @ gram).mul_(lost).sum())
         if loss < least:  # new codes are better by the feedback's rule, which looks ahead, but not always when all is done
