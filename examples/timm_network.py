@@ -2,7 +2,7 @@
 
 The weights and images are random. With a network of your own, the command line does the same without this file:
 
-    qn-deploy compress timm_network:network --weights net.safetensors --calibrate photos/ --preprocess 'crop=32' --max-size 250KB
+    qn-deploy compress timm_network:network --weights net.safetensors --calibrate photos/ --preprocess 'crop=32' --max-size 180KB
     qn-deploy export model.pt --out build
     qn-deploy verify build
 """
@@ -18,7 +18,7 @@ from torch import nn
 
 import qn_deploy
 
-PIXELS, LIMIT = 32, 250_000
+PIXELS, LIMIT = 32, 180_000
 
 
 def network() -> nn.Module:

@@ -33,7 +33,7 @@ from qn_deploy.verification.judge import Check, compare_runtimes, expected_of, i
 from qn_deploy.verification.loss import check_loss
 from qn_deploy.verification.report import Report
 
-_AT_ONCE = 32 << 20  # bytes of files that are checked at the same time; of larger ones the memory counts more than the seconds
+_AT_ONCE = 128 << 20  # bytes of float models whose files are checked at the same time; of larger ones memory counts more than seconds
 
 
 def verify(
@@ -71,8 +71,7 @@ def verify(
         entry = manifest.files[name]
         return _check_file(manifest, entry, name, files[name], exporters[entry.exporter], golden)
 
-    size = sum(len(data) for each in files.values() for data in (each.data, *each.parts.values()))
-    at_once = len(files) if size <= _AT_ONCE else 1
+    at_once = len(files) if len(files) * manifest.float_bytes <= _AT_ONCE else 1  # the tables of each are expanded
     with ThreadPoolExecutor(at_once) as pool:  # each waits for a child process most of the time
         for name, (file_checks, result) in zip(files, pool.map(check_file, files), strict=True):
             checks += file_checks
