@@ -61,7 +61,7 @@ def export(
     if config.centroid_range is not None:
         program = narrow(program, config.centroid_range)
     with Child() as child:  # starts while this process lowers
-        form = cache(partial(lower, program))  # exporters that want the same form get the same
+        form = cache(partial(lower, program, dense={}))  # exporters that want the same form get the same
         written: dict[str, Written] = {}
         for name, exporter in chosen.items():
             progress(f"writing {exporter.filename}")

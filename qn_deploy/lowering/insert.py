@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -20,7 +20,11 @@ CODE_PAIRS = "qn_code_pairs"  # the buffer with which packed codes are looked up
 
 
 def insert_weights(
-    graph_module: GraphModule, weights: dict[str, CompressedWeight], takes_int8: Callable[[Node], bool], per_tensor: bool = False
+    graph_module: GraphModule,
+    weights: dict[str, CompressedWeight],
+    takes_int8: Callable[[Node], bool],
+    per_tensor: bool = False,
+    dense: MutableMapping[str, Tensor] | None = None,
 ) -> dict[str, CompressedWeight]:
     """Replaces each compressed float weight by its int8 buffer and a dequantize node, or by table lookups under an embedding.
 
@@ -29,11 +33,13 @@ def insert_weights(
         weights: compressed forms by parameter name; 4-bit values as tables.
         takes_int8: whether a reader of a weight gets it as int8; where not, it stays a float constant.
         per_tensor: a weight of one scale is dequantized by it alone; else by one scale for each row, all equal, which every runtime takes.
+        dense: int8 buffers by their names, which all graphs of one program share; missing ones are added.
 
     Returns:
         The form of each int8 buffer and of each float constant that stayed, by its name.
     """
     stored: dict[str, CompressedWeight] = {}
+    dense = {} if dense is None else dense
     for node in [node for node in graph_module.graph.nodes if node.op == "get_attr"]:
         weight = weights.get(str(node.target))
         if weight is None:
@@ -46,8 +52,11 @@ def insert_weights(
         for index, user in enumerate([user for user in node.users if takes_int8(user)]):
             name = f"{node.target}{INT8_SUFFIX}"
             stored[name] = weight
+            if name not in dense:
+                dense[name] = weight.int8()
+            one_scale = per_tensor or user.target in TRANSPOSED
             with graph_module.graph.inserting_before(user):
-                user.replace_input_with(node, _dequantize(graph_module, name, weight, index, per_tensor or user.target in TRANSPOSED))
+                user.replace_input_with(node, _dequantize(graph_module, name, weight, dense[name], index, one_scale))
         if node.users:
             stored[str(node.target)] = weight
         else:
@@ -56,9 +65,9 @@ def insert_weights(
     return stored
 
 
-def _dequantize(graph_module: GraphModule, name: str, weight: CompressedWeight, reader: int, one_scale: bool) -> Node:
+def _dequantize(graph_module: GraphModule, name: str, weight: CompressedWeight, dense: Tensor, reader: int, one_scale: bool) -> Node:
     decomposed, call = torch.ops.quantized_decomposed, graph_module.graph.call_function
-    values = buffer(graph_module, name, weight.int8())
+    values = buffer(graph_module, name, dense)
     if one_scale and weight.scale.numel() == 1:  # the rows of a transposed layer are its input channels: no runtime has scales for these
         return call(decomposed.dequantize_per_tensor.default, (values, weight.scale.item(), 0, -INT8_MAX, INT8_MAX, torch.int8))
     out = weight.shape[0]

@@ -13,12 +13,13 @@ The result is plain torch: run by torch it *is* the simulated program that every
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
@@ -121,12 +122,13 @@ def choose_activations(program: Program, asked: Activations | None) -> Activatio
     return chosen
 
 
-def lower(program: Program, form: Form) -> Lowered:
+def lower(program: Program, form: Form, dense: MutableMapping[str, Tensor] | None = None) -> Lowered:
     """Lowers a program to int8 weights, with activations as asked.
 
     Args:
         program: it is not changed.
         form: the way to do it.
+        dense: int8 weights by their names, which all forms of this program share, so that they are expanded once; missing ones are added.
 
     Raises:
         InputError: static, and an activation that has to be int8 has no range.
@@ -141,7 +143,7 @@ def lower(program: Program, form: Form) -> Lowered:
         quantize_activations(graph_module, program.weights, ranges)
     forms = {name: as_table(weight) or weight for name, weight in _as_read(graph_module, program.weights).items()}
     per_tensor = activations is Activations.QNNPACK
-    weights = insert_weights(graph_module, forms, lambda layer: not form.baked or _takes_int8(layer, activations), per_tensor)
+    weights = insert_weights(graph_module, forms, lambda layer: not form.baked or _takes_int8(layer, activations), per_tensor, dense)
     if activations.is_static:
         snap_biases(graph_module, weights)
     if activations is Activations.DYNAMIC:

@@ -221,9 +221,9 @@ def test_exporters_are_found_in_the_order_of_their_names() -> None:
 def test_each_form_is_lowered_once(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forms: list[Form] = []
 
-    def counted(program: Program, form: Form) -> Lowered:
+    def counted(program: Program, form: Form, dense: dict[str, torch.Tensor]) -> Lowered:
         forms.append(form)
-        return lower(program, form)
+        return lower(program, form, dense)
 
     monkeypatch.setattr(build, "lower", counted)
     none = Activations.NONE

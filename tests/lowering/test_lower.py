@@ -97,6 +97,14 @@ def test_the_dynamic_rule_in_numbers(make_program: MakeProgram) -> None:
     assert torch.equal(lowered.simulate((x,))[0], torch.tensor([[0.5 * (2 * 204 - 3 * -51)], [0.5 * (2 * 0 - 3 * 2)]]))
 
 
+def test_the_forms_of_a_program_share_their_int8_weights(programs: Programs) -> None:
+    dense: dict[str, Tensor] = {}
+    forms = [lower(programs("residual"), Form(activations), dense) for activations in (Activations.STATIC, Activations.NONE)]
+    held = [{name: value for name, value in each.exported.named_buffers() if name in dense} for each in forms]
+    assert held[0].keys() == held[1].keys() == dense.keys() and dense
+    assert all(one.data_ptr() == other.data_ptr() for one, other in zip(held[0].values(), held[1].values(), strict=True))
+
+
 def test_none_keeps_activations_float(programs: Programs) -> None:
     program = programs("residual")
     lowered = lower(program, Form(Activations.NONE))
