@@ -134,14 +134,11 @@ class Planner:
         least = self._knapsack.best(self._knapsack.smallest)
         assert least is not None
         beside = self._size(self._sketch(least)) - least.size  # bytes of a file that are no weight that can be compressed
-        made: dict[tuple[int, ...], Program] = {}
-        for way in self._choices.ways:
-            self._fitting(way, limit, beside, made)
-        if len(made) == 1:
-            return next(iter(made.values()))
-        if made:
-            worth = signal(self.program, self._batches)
-            return max(made.values(), key=lambda small: worth(unlifted(small.exported)))
+        worth, fitted = signal(self.program, self._batches), set[tuple[int, ...]]()
+        programs = (self._fitting(way, limit, beside, fitted) for way in self._choices.ways)  # two at most are held at once
+        best = max(filter(None, programs), key=lambda small: worth(unlifted(small.exported)), default=None)
+        if best is not None:
+            return best
         small = self._made(least, self._batches)
         smallest = max(self._size(self._sketch(least)), self._size(small))
         if smallest <= limit:
@@ -151,20 +148,28 @@ class Planner:
             f"{beside:,} of them are the graph, example inputs and what stays float"
         )
 
-    def _fitting(self, way: Callable[[int], Choice | None], limit: int, beside: int, made: dict[tuple[int, ...], Program]) -> None:
-        """Makes the program of one way to choose within a file of so many bytes, if it gives one; `beside` are no weights."""
+    def _fitting(self, way: Callable[[int], Choice | None], limit: int, beside: int, fitted: set[tuple[int, ...]]) -> Program | None:
+        """The program of one way to choose within a file of so many bytes, unless it gives none or one that fitted before.
+
+        Args:
+            way: to choose.
+            limit: of the file.
+            beside: bytes of it that are no weights, as far as is known.
+            fitted: the choices that fitted; a new one is added.
+        """
         for _ in range(_TRIES):
             choice = way(limit - beside)
-            if choice is None or choice.forms in made:
-                return
+            if choice is None or choice.forms in fitted:
+                return None
             if (over := self._size(self._sketch(choice)) - limit) > 0:
                 beside += over
                 continue
             small = self._made(choice, self._batches)
             if (over := self._size(small) - limit) <= 0:
-                made[choice.forms] = small
-                return
+                fitted.add(choice.forms)
+                return small
             beside += over
+        return None
 
     def keeping(self, drop: float, metric: Metric | None = None) -> Program:
         """The smallest program that was found to lose at most so many points.
