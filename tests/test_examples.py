@@ -1,9 +1,8 @@
-"""The scripts of examples/ run as they stand there, each in less than a minute of the processor."""
+"""The scripts of examples/ run as they stand there."""
 
 from __future__ import annotations
 
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from qn_deploy.exporting.manifest import read_manifest
 
 FOLDER = Path(__file__).parents[1] / "examples"
-SECONDS = 60.0
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
@@ -23,15 +21,12 @@ def test_an_example_goes_the_whole_road(name: str, tmp_path: Path) -> None:
     for package in ("transformers", "timm"):
         if package in name:
             pytest.importorskip(package)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py", tmp_path], capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr + done.stdout
     assert re.search(r"all \d+ checks passed", done.stdout)
     assert any(weight.is_table for weight in read_manifest(tmp_path / "build").weights.values())
     if gain := re.search(r"gain: ([\d.-]+) points", done.stdout):
         assert float(gain[1]) > 5  # 11.9 where it was written
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < SECONDS
 
 
 def test_the_readme_tells_of_each() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 
 import numpy as np
@@ -71,8 +72,8 @@ def operators(data: bytes) -> int:
 def weight_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
     """The sha256 of each constant: a table's int8 values, row-major, and every other constant as it is stored."""
     model = inlined(load_whole(data, parts))
-    constants = [numpy_helper.to_array(entry) for entry in model.graph.initializer] + [table.values for table in _tables(model)]
-    return {hashlib.sha256(values.tobytes()).hexdigest() for values in constants}
+    constants = (numpy_helper.to_array(entry) for entry in model.graph.initializer)
+    return {hashlib.sha256(values.tobytes()).hexdigest() for values in chain(constants, (table.values for table in _tables(model)))}
 
 
 def table_hashes(data: bytes, parts: Mapping[str, bytes] = NO_PARTS) -> set[str]:
@@ -127,16 +128,14 @@ class _Table:
     values: np.ndarray  # int8, of the weight's shape
 
 
-def _tables(model: onnx.ModelProto) -> list[_Table]:
-    """The weights that nodes decode, each evaluated as ONNX defines these nodes."""
+def _tables(model: onnx.ModelProto) -> Iterator[_Table]:
+    """The weights that nodes decode, each evaluated as ONNX defines these nodes when its turn comes: all together take much memory."""
     constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
-    found = []
     for name, last in makers.items():
         if name.endswith(DECODED) and not last.input[0].endswith(DECODED):  # else a copy for another reader of it
             nodes: list[onnx.NodeProto] = []
-            found.append(_Table(name, nodes, _evaluate(name, constants, makers, nodes)))
-    return found
+            yield _Table(name, nodes, _evaluate(name, constants, makers, nodes))
 
 
 def _evaluate(name: str, constants: dict[str, np.ndarray], makers: dict[str, onnx.NodeProto], nodes: list[onnx.NodeProto]) -> np.ndarray:

@@ -80,7 +80,7 @@ def compress(
         ranges = _one_pass(program, found, as_batches(program, batches), work, losses)
     return replace(
         program,
-        exported=with_constants(program.exported, {name: weight.dequantize() for name, weight in work.weights.items()}),
+        exported=with_constants(program.exported, {name: weight.dequantize() for name, weight in work.weights.items()} | work.biases),
         weights=work.weights,
         ranges=ranges,
         recipe=recipe,
@@ -95,6 +95,7 @@ class _Work:
     def __init__(self, config: CompressConfig, left: dict[str, str], count: int, progress: Tell | None) -> None:
         self.config, self.left, self._count, self._progress = config, left, count, progress
         self.weights: dict[str, CompressedWeight] = {}
+        self.biases: dict[str, Tensor] = {}
 
     def code(self, target: Target, curvature: Curvature | None = None, lookups: Tensor | None = None) -> Tensor:
         """Compresses a weight; what a runtime will see in its place."""
@@ -148,11 +149,16 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
         if len(stage) == 1:
             moments += later.get(stage[0].name, Moments())
         try:
-            curvature = None if moments.gram is None else Curvature.of(moments, config)
+            curvature = None if moments.gram is None else Curvature.of(moments, config, stage[0].weight.bias is not None)
         except CompressionError as error:
             raise CompressionError(f"{stage[0].name}: {error}") from None
         for target in stage:
-            walk.replace(target.weight.node, work.code(target, curvature, moments.lookups))
+            value = work.code(target, curvature, moments.lookups)
+            walk.replace(target.weight.node, value)
+            if curvature is not None and target.weight.bias is not None:
+                node, (name, bias) = target.weight.bias
+                work.biases[name] = curvature.bias(bias, target.weight.value, value)
+                walk.replace(node, work.biases[name])
             if curvature is None and moments.lookups is None:
                 reason = f"compressed without error feedback: {operator_name(reader)} tells nothing of what meets it"
                 work.left.setdefault(target.name, reason)
@@ -166,8 +172,8 @@ def stages_of(found: list[Target]) -> list[list[Target]]:
     stages: dict[object, list[Target]] = {}
     for target in found:
         reader = target.weight.readers[0]
-        tied = len(target.weight.readers) > 1
-        key = target.name if tied or (source := source_of(reader)) is None else (source, geometry_of(reader, target.weight.value))
+        tied, biased = len(target.weight.readers) > 1, target.weight.bias is not None
+        key = target.name if tied or (source := source_of(reader)) is None else (source, geometry_of(reader, target.weight.value), biased)
         stages.setdefault(key, []).append(target)
     return list(stages.values())
 

@@ -25,6 +25,7 @@ from qn_deploy.weights.kmeans import Effort, used
 from qn_deploy.weights.tables import as_weight, codebooks, grid_step, groups, normalised
 
 _FIRST = Effort(iterations=10, sample=256)  # of the k-means, whose centroids are only the first
+CENTRED = __import__("os").environ.get("CEN")=="1"
 _AT_ONCE = 128  # weights of a row that are coded before the rest of it is moved
 _REFIT_STEPS, _LAST_STEPS = 2, 10  # of conjugate gradients: few while codes still change, more once they stay
 _TINY = torch.finfo(torch.float32).tiny
@@ -66,15 +67,24 @@ class Curvature:
         gram: float32 [groups, n, n], H, damped.
         upper: float32 [groups, n, n], the upper Cholesky factor of its inverse.
         move: float32 [groups, n, n]; rows V of a weight first become V + V @ move.
+        mean: float32 [groups, 1, n], the mean input, if a bias makes up for what it loses; else None, and H holds it.
+        their_mean: the same, of the float model.
     """
 
     gram: Tensor
     upper: Tensor
     move: Tensor
+    mean: Tensor | None = None
+    their_mean: Tensor | None = None
 
     @classmethod
-    def of(cls, moments: Moments, config: Feedback) -> Curvature:
+    def of(cls, moments: Moments, config: Feedback, bias: bool = False) -> Curvature:
         """With student inputs x and the float model's y, the rows V that make E|V x - W y|^2 least are W + W E[(y - x) x^T] H^-1.
+
+        Args:
+            moments: of the inputs.
+            config: how much is added to H's diagonal, and how far weights move.
+            bias: the readers add one, which takes up all of what the mean input loses: H is then the covariance.
 
         Raises:
             CompressionError: the moments are not finite.
@@ -83,16 +93,23 @@ class Curvature:
         if not torch.isfinite(moments.gram).all() or not torch.isfinite(moments.cross).all():
             raise CompressionError("its inputs hold NaN or infinity; look for it in the batches")
         # A matrix of a wide layer is large, and twice as large in float64: few of them live at once.
-        move = moments.cross - moments.gram
+        move, gram, mean, their_mean = moments.cross - moments.gram, moments.gram, None, None
+        level = _level(gram)
+        if bias:
+            assert moments.ones is not None and moments.means is not None and moments.their_means is not None
+            mean, their_mean = moments.means / moments.ones, moments.their_means / moments.ones
+            gram = torch.baddbmm(gram, moments.means.mT, mean, alpha=-1)
+            move.baddbmm_((moments.their_means - moments.means).mT, mean, alpha=-1)
+            if CENTRED: level = _level(gram)
         if config.correction and move.any():
-            lower = torch.linalg.cholesky(_damped(moments.gram, config.correction_damping).double())
+            lower = torch.linalg.cholesky(_damped(gram, config.correction_damping * level).double())
             for part in torch.split(move, _AT_ONCE, 1):
                 part.copy_(config.correction * torch.cholesky_solve(part.mT.double(), lower).mT)
             del lower
         else:
             move.zero_()
-        gram = _damped(moments.gram, config.damping)
-        return cls(gram, _factor(gram), move)
+        gram = _damped(gram, config.damping * level)
+        return cls(gram, _factor(gram), move, mean, their_mean)
 
     def rows(self, weight: Tensor) -> Tensor:
         """The rows [groups, out, n] to approximate.
@@ -104,6 +121,22 @@ class Curvature:
             raise CompressionError("the weight holds NaN or infinity; find the training step that made it")
         rows = weight.detach().float().reshape(len(self.move), -1, self.move.shape[1])
         return rows + rows @ self.move
+
+    def bias(self, old: Tensor, weight: Tensor, became: Tensor) -> Tensor:
+        """The bias with which a compressed weight gives, in the mean, what the float model's layer gives.
+
+        Args:
+            old: float32 [out].
+            weight: float32 [out, ...].
+            became: the compressed one, of the same shape.
+        """
+        if self.mean is None or self.their_mean is None:
+            return old
+        theirs, ours = (
+            (value.reshape(len(mean), -1, mean.shape[2]) @ mean.mT).flatten()
+            for value, mean in ((weight, self.their_mean), (became, self.mean))
+        )
+        return old + theirs - ours
 
 
 def table_with_feedback(
@@ -258,12 +291,16 @@ def _nearest(points: Tensor, keys: Tensor) -> Tensor:
     return torch.baddbmm(keys.square().sum(2)[:, None], points, keys.mT, alpha=-2).argmin(2)
 
 
-def _damped(gram: Tensor, damping: float) -> Tensor:
-    """A copy with a share of its mean diagonal added to the diagonal."""
+def _level(gram: Tensor) -> Tensor:
+    """[groups, 1], what damping is a share of: the mean diagonal."""
+    mean = gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    return torch.where(mean > _TINY, mean, 1.0)  # inputs next to zero say nothing: all weights count alike
+
+
+def _damped(gram: Tensor, extra: Tensor) -> Tensor:
+    """A copy with something added to the diagonal of each group."""
     damped = gram.clone()
-    diagonal = damped.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True)
-    diagonal += damping * torch.where(mean > _TINY, mean, 1.0)  # inputs next to zero say nothing: all weights count alike
+    damped.diagonal(dim1=1, dim2=2).add_(extra)
     return damped
 
 

@@ -7,7 +7,7 @@ at some positions instead of unfolding the whole value.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from math import prod
 
@@ -32,16 +32,22 @@ class Moments:
     Attributes:
         gram: float32 [groups, n, n], the sum of x^T x over inputs x [1, n]; None if the weight is only looked up.
         cross: float32 [groups, n, n], the sum of y^T x, where y is the same input in the float model, scaled by the same factor.
+        ones: float32 [groups, 1, 1], as `gram`, of the one that meets the bias, scaled as the input that it stands beside.
+        means: float32 [groups, 1, n], the sum of 1 x, each scaled so: over `ones` it is the mean input.
+        their_means: float32 [groups, 1, n], the sum of 1 y.
         lookups: float32 [rows], how often each row of an embedding was looked up; None if the weight is no embedding's.
     """
 
     gram: Tensor | None = None
     cross: Tensor | None = None
+    ones: Tensor | None = None
+    means: Tensor | None = None
+    their_means: Tensor | None = None
     lookups: Tensor | None = None
 
     def __iadd__(self, other: Moments) -> Moments:
         """The sum, in the memory of the first: a wide layer's moments are large."""
-        return Moments(_sum(self.gram, other.gram), _sum(self.cross, other.cross), _sum(self.lookups, other.lookups))
+        return Moments(*(_sum(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def measured(node: Node, weight: Tensor, values: Iterable[tuple[Tensor, Tensor]]
         square = x.square().mean(2, keepdim=True)
         factor = (square + _FLOOR * square.mean()).clamp_min(_TINY).rsqrt()
         x, y = factor * x, factor * y
-        total += Moments(gram=x.mT @ x, cross=y.mT @ x)
+        total += Moments(x.mT @ x, y.mT @ x, factor.mT @ factor, factor.mT @ x, factor.mT @ y)
     return total
 
 
