@@ -36,8 +36,8 @@ class Feedback:
     """
 
     damping: float = 0.01
-    correction: float = 1.0
-    correction_damping: float = 0.3
+    correction: float = 0.8
+    correction_damping: float = 0.2
     rounds: int = 5
 
     def __post_init__(self) -> None:
