@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qn_deploy.compression.feedback import Curvature, Feedback, integers_with_feedback, table_with_feedback
+from qn_deploy.compression.curvature import Curvature, Feedback
+from qn_deploy.compression.feedback import integers_with_feedback, table_with_feedback
 from qn_deploy.compression.losses import Losses, entry_of
 from qn_deploy.compression.moments import Moments, geometry_of, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
@@ -95,7 +96,7 @@ class _Work:
     def __init__(self, config: CompressConfig, left: dict[str, str], count: int, progress: Tell | None) -> None:
         self.config, self.left, self._count, self._progress = config, left, count, progress
         self.weights: dict[str, CompressedWeight] = {}
-        self.biases: dict[str, Tensor] = {}
+        self.biases: dict[str, Tensor] = {}  # that were moved
 
     def code(self, target: Target, curvature: Curvature | None = None, lookups: Tensor | None = None) -> Tensor:
         """Compresses a weight; what a runtime will see in its place."""
@@ -145,20 +146,21 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
         walk.until(reader)
         moments = Moments()
         if source is not None:
-            moments = measured(reader, stage[0].weight.value, walk.values(source), len(batches), config.seed)
+            biased = stage[0].weight.bias is not None
+            moments = measured(reader, stage[0].weight.value, walk.values(source), len(batches), config.seed, biased)
         if len(stage) == 1:
             moments += later.get(stage[0].name, Moments())
         try:
-            curvature = None if moments.gram is None else Curvature.of(moments, config, stage[0].weight.bias is not None)
+            curvature = None if moments.gram is None else Curvature.of(moments, config)
         except CompressionError as error:
             raise CompressionError(f"{stage[0].name}: {error}") from None
         for target in stage:
             value = work.code(target, curvature, moments.lookups)
             walk.replace(target.weight.node, value)
-            if curvature is not None and target.weight.bias is not None:
-                node, (name, bias) = target.weight.bias
-                work.biases[name] = curvature.bias(bias, target.weight.value, value)
-                walk.replace(node, work.biases[name])
+            if target.weight.bias is not None and (bias := bias_of(target, curvature, value)) is not None:
+                node, (name, _) = target.weight.bias
+                work.biases[name] = bias
+                walk.replace(node, bias)
             if curvature is None and moments.lookups is None:
                 reason = f"compressed without error feedback: {operator_name(reader)} tells nothing of what meets it"
                 work.left.setdefault(target.name, reason)
@@ -218,6 +220,14 @@ def coded(
     if table.nbytes >= plain:
         return _integers(weight, Int8(), per_channel, curvature), f"int8: a table takes {table.nbytes} bytes, int8 {plain}"
     return table, None
+
+
+def bias_of(target: Target, curvature: Curvature | None, value: Tensor) -> Tensor | None:
+    """The bias with which a compressed weight gives, in the mean, what the float model's layer gives; None if there is none to move."""
+    if curvature is None or target.weight.bias is None:
+        return None
+    bias = target.weight.bias[1].value.detach()
+    return curvature.bias(bias, target.weight.value, value).to(bias.dtype)
 
 
 def no_table(weight: Tensor, method: Table) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from operator import attrgetter
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from qn_deploy.compression.compress import CompressConfig, coded, stages_of
-from qn_deploy.compression.feedback import Curvature
+from qn_deploy.compression.compress import CompressConfig, bias_of, coded, stages_of
+from qn_deploy.compression.curvature import Curvature
 from qn_deploy.compression.moments import Moments, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
@@ -44,13 +44,15 @@ class Form:
         method: by which it becomes that.
         weight: it; None where it stays float.
         size: bytes that a file needs for it.
-        loss: noise / signal of the outputs if nothing but this weight changes.
+        loss: noise / signal of the outputs if nothing but this weight changes, and the bias beside it.
+        bias: what that becomes, if it makes up for the mean of what is lost.
     """
 
     method: Method
     weight: CompressedWeight | None
     size: int
     loss: float = 0.0
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,7 @@ def effects_of(
         if progress:
             progress(Progress(1, 3, "measuring", tuple(target.name for target in group), len(losses) / len(found)))
     measured_forms = {
-        name: tuple(Form(form.method, form.weight, form.size, loss) for form, loss in zip(each, losses[name], strict=True))
-        for name, each in forms.items()
+        name: tuple(replace(form, loss=loss) for form, loss in zip(each, losses[name], strict=True)) for name, each in forms.items()
     }
     return Effects(measured_forms, ranges)
 
@@ -114,10 +115,13 @@ def _coded(
     ranges = Ranges(len(batches))
     walk = Walk(program.exported, batches, config.memory << 20, ranges.see)
     for stage in stages_of(list(found)):
-        reader, first = stage[0].weight.readers[0], stage[0].weight.value
+        weight = stage[0].weight
+        reader, biased = weight.readers[0], weight.bias is not None
         walk.until(reader)
         source = source_of(reader)
-        moments = Moments() if source is None else measured(reader, first, walk.values(source), len(batches), config.seed)
+        moments = Moments()
+        if source is not None:
+            moments = measured(reader, weight.value, walk.values(source), len(batches), config.seed, biased)
         try:
             curvature = None if moments.gram is None else Curvature.of(moments, config)
             for target in stage:
@@ -139,7 +143,7 @@ def _forms(target: Target, config: CompressConfig, curvature: Curvature | None, 
             continue
         weight, reason = coded(Target(target.weight, method, target.per_channel), value, config, curvature, lookups)
         if not reason:
-            yield Form(method, weight, weight.nbytes)
+            yield Form(method, weight, weight.nbytes, bias=bias_of(target, curvature, weight.dequantize()))
 
 
 def _groups(found: Sequence[Target], forms: dict[str, list[Form]], limit: int) -> Iterator[list[Target]]:
@@ -160,25 +164,36 @@ def _groups(found: Sequence[Target], forms: dict[str, list[Form]], limit: int) -
 def _losses(
     program: Program, group: list[Target], forms: dict[str, list[Form]], batches: Sequence[Batch], seed: int, draws: int
 ) -> dict[str, list[float]]:
-    changes = {}
-    for target in group:
-        value = target.weight.value
-        rows = [torch.zeros_like(value) if form.weight is None else form.weight.dequantize() - value for form in forms[target.name]]
-        changes[target.name] = torch.stack(rows).flatten(1)
+    changes = {target.name: _changes(target, forms[target.name]) for target in group}
     module = copy.deepcopy(unlifted(program.exported))
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    held = [attrgetter(target.name)(module).requires_grad_() for target in group]
+    held = [attrgetter(name)(module).requires_grad_() for target in group for name in changes[target.name]]
     generator = torch.Generator().manual_seed(seed)
     totals = {target.name: torch.zeros(len(forms[target.name]), dtype=torch.float64) for target in group}
     parts = _parts(program, batches, draws)
     powers = _powers(module, parts)
     for part in parts:
-        gradients = torch.autograd.grad(_projected(module, part, powers, generator), held, allow_unused=True)
-        for target, gradient in zip(group, gradients, strict=True):
-            if gradient is not None:
-                totals[target.name] += (changes[target.name] @ gradient.flatten()).double().square()
+        gradients = iter(torch.autograd.grad(_projected(module, part, powers, generator), held, allow_unused=True))
+        for name, moved in changes.items():
+            felt = [change @ gradient.flatten() for change in moved.values() if (gradient := next(gradients)) is not None]
+            if felt:
+                totals[name] += sum(felt).double().square()  # type: ignore[union-attr]
     return {name: total.tolist() for name, total in totals.items()}
+
+
+def _changes(target: Target, forms: Sequence[Form]) -> dict[str, Tensor]:
+    """[forms, numbers]: how each form moves the weight, and the bias beside it, by their names."""
+    value = target.weight.value
+    found = {target.name: _stacked(value, [None if form.weight is None else form.weight.dequantize() for form in forms])}
+    if target.weight.bias is not None and any(form.bias is not None for form in forms):
+        name, bias = target.weight.bias[1]
+        found[name] = _stacked(bias.detach(), [form.bias for form in forms])
+    return found
+
+
+def _stacked(value: Tensor, others: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([torch.zeros_like(value) if other is None else other - value for other in others]).flatten(1)
 
 
 def _parts(program: Program, batches: Sequence[Batch], draws: int) -> list[Batch]:

@@ -73,7 +73,7 @@ def standard_error(values: Tensor) -> float:
     return float(values.double().std()) / values.numel() ** 0.5 if values.numel() > 1 else 0.0
 
 
-def signal(program: Program, batches: list[Batch]) -> Metric:
+def signal(program: Program, batches: list[Batch]) -> Callable[[Run], float]:
     """A metric for programs without one: 10 log10 of the share of the outputs' power that is not noise, in dB; the float program has 0.
 
     The output that fares worst counts. A drop of 0.1 dB is an SQNR of 16.4 dB, 0.5 dB one of 9.6 dB.

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from qn_deploy.graph.operators import Kind, kind_of
 
+_ROUNDING = 1e-5  # of the mean square about 0, added to that about the mean: a difference of sums in float32 tells no more
 _FLOOR = 1e-3  # of the mean square over all inputs, added to that of each: an input next to zero is not blown up to unit size
 _TINY = torch.finfo(torch.float32).tiny
 _SAMPLE, _PER_WEIGHT = 32_768, 512  # inputs that are looked at: so many in all groups together, but this many for each weight of a row
@@ -31,18 +32,18 @@ class Moments:
 
     Attributes:
         gram: float32 [groups, n, n], the sum of x^T x over inputs x [1, n]; None if the weight is only looked up.
-        cross: float32 [groups, n, n], the sum of y^T x, where y is the same input in the float model, scaled by the same factor.
-        ones: float32 [groups, 1, 1], as `gram`, of the one that meets the bias, scaled as the input that it stands beside.
-        means: float32 [groups, 1, n], the sum of 1 x, each scaled so: over `ones` it is the mean input.
-        their_means: float32 [groups, 1, n], the sum of 1 y.
+        shift: float32 [groups, n, n], the sum of (y - x)^T x, where y is the same input in the float model, scaled by the same factor.
+        noise: float32 [groups], the squared error of `gram`, which is known from a sample only: |gram - what all inputs would give|^2.
+        mean: float32 [groups, 1, n], the mean of x, if a bias can make up for what it loses; x and y above are then less their means.
+        their_mean: the same of y.
         lookups: float32 [rows], how often each row of an embedding was looked up; None if the weight is no embedding's.
     """
 
     gram: Tensor | None = None
-    cross: Tensor | None = None
-    ones: Tensor | None = None
-    means: Tensor | None = None
-    their_means: Tensor | None = None
+    shift: Tensor | None = None
+    noise: Tensor | None = None
+    mean: Tensor | None = None
+    their_mean: Tensor | None = None
     lookups: Tensor | None = None
 
     def __iadd__(self, other: Moments) -> Moments:
@@ -104,7 +105,9 @@ def geometry_of(node: Node, weight: Tensor) -> Geometry:
     return Geometry(kernel, stride, dilation, tuple(side // 2 for side in padded), padded, groups)
 
 
-def measured(node: Node, weight: Tensor, values: Iterable[tuple[Tensor, Tensor]], batches: int, seed: int = 0) -> Moments:
+def measured(
+    node: Node, weight: Tensor, values: Iterable[tuple[Tensor, Tensor]], batches: int, seed: int = 0, bias: bool = False
+) -> Moments:
     """The moments of one reader of a weight.
 
     Args:
@@ -113,9 +116,10 @@ def measured(node: Node, weight: Tensor, values: Iterable[tuple[Tensor, Tensor]]
         values: (the compressed model's, the float model's) value of `source_of(node)`, of each batch.
         batches: how many there are; each gives an equal share of the sample.
         seed: of the sample.
+        bias: the reader adds one that can make up for what the mean loses.
     """
-    total = Moments()
     if kind_of(node) is Kind.LOOKUP:
+        total = Moments()
         for indices, _ in values:
             total += Moments(lookups=torch.bincount(indices.flatten(), minlength=len(weight)).float())
         return total
@@ -123,14 +127,68 @@ def measured(node: Node, weight: Tensor, values: Iterable[tuple[Tensor, Tensor]]
     size = weight[0].numel()
     share = -(-max(_SAMPLE // geometry.groups, _PER_WEIGHT * size) // batches)
     generator = torch.Generator().manual_seed(seed)
-    for ours, theirs in values:
+    halves = [_Sums(geometry.groups, size) for _ in range(2)]  # of every other batch: how far they differ tells how well both are known
+    shift = torch.zeros(geometry.groups, size, size)
+    for index, (ours, theirs) in enumerate(values):
         positions = _positions(ours, geometry, share, generator)
-        x, y = (inputs_at(value, geometry, positions) for value in (ours, theirs))
+        x = inputs_at(ours, geometry, positions)
+        change = torch.zeros_like(x) if theirs is ours else inputs_at(theirs, geometry, positions) - x
         square = x.square().mean(2, keepdim=True)
         factor = (square + _FLOOR * square.mean()).clamp_min(_TINY).rsqrt()
-        x, y = factor * x, factor * y
-        total += Moments(x.mT @ x, y.mT @ x, factor.mT @ factor, factor.mT @ x, factor.mT @ y)
-    return total
+        x, change = factor * x, factor * change
+        halves[index % 2].add(x, change, factor)
+        shift.baddbmm_(change.mT, x)
+    first, second = halves
+    ones = first.ones + second.ones
+    mean, change = (first.x + second.x) / ones, (first.change + second.change) / ones
+    if bias:
+        shift.baddbmm_(change.mT, mean * ones, alpha=-1)
+        level = sum(half.gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) for half in halves)
+        between = first.centre() - second.centre()
+    noise = first.apart(second)
+    gram = first.gram.add_(second.gram)
+    if not bias:
+        return Moments(gram, shift, noise)
+    gram.baddbmm_(between.mT, between * (first.ones * second.ones / ones)).diagonal(dim1=1, dim2=2).add_(_ROUNDING * level)
+    return Moments(gram, shift, noise, mean, mean + change)
+
+
+class _Sums:
+    """Sums over some inputs; each input, and the one that stands for the bias beside it, was scaled by the same factor.
+
+    Attributes:
+        gram: float32 [groups, n, n], of x^T x.
+        x: float32 [groups, 1, n], of 1 x.
+        change: float32 [groups, 1, n], of 1 (y - x).
+        ones: float32 [groups, 1, 1], of 1 1.
+        count: how many inputs.
+    """
+
+    def __init__(self, groups: int, n: int) -> None:
+        self.gram, self.ones = torch.zeros(groups, n, n), torch.zeros(groups, 1, 1)
+        self.x, self.change = (torch.zeros(groups, 1, n) for _ in range(2))
+        self.count = 0
+
+    def add(self, x: Tensor, change: Tensor, factor: Tensor) -> None:
+        """Takes inputs in: x and change [groups, P, n], factor [groups, P, 1]."""
+        self.gram.baddbmm_(x.mT, x)
+        self.x.baddbmm_(factor.mT, x)
+        self.change.baddbmm_(factor.mT, change)
+        self.ones.baddbmm_(factor.mT, factor)
+        self.count += x.shape[1]
+
+    def centre(self) -> Tensor:
+        """Takes the mean [groups, 1, n] out of `gram`, and gives it."""
+        mean = self.x / self.ones.clamp_min(_TINY)
+        self.gram.baddbmm_(self.x.mT, mean, alpha=-1)
+        return mean
+
+    def apart(self, other: _Sums) -> Tensor:
+        """[groups]: how far the sum of both grams is off, squared, if both are samples of the same inputs."""
+        if not self.count or not other.count:
+            return torch.zeros(len(self.gram))  # a single batch
+        share = self.count / (self.count + other.count)
+        return share * (1 - share) * (self.gram / share - other.gram / (1 - share)).square_().sum((1, 2))
 
 
 def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:

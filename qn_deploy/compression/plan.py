@@ -29,7 +29,8 @@ STAGE = "plan"  # in the provenance
 _POINTS = 16  # of the frontier that is kept
 _TRIES = 8  # to meet a size, each time by the bytes that the last one was over
 _HALVINGS = 6  # of the range of sizes, to find the smallest that keeps a loss
-_HELD_OUT = 4  # every fourth batch measures the loss, and is not calibrated with
+_HELD_OUT = 4  # every fourth batch measures the loss, and is not calibrated with while programs are compared
+Way = Callable[[int], Choice | None]
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def plan(
     """Compresses a trained model within a budget: each weight takes the form by which all together lose least.
 
     What each form of each weight does to the outputs is measured first, in a few passes (`effects.py`); then the best choice of forms is
-    found (`knapsack.py`), and two rivals of it (`choices.py`); then the weights are compressed as in `compress`, by each of the three, and
-    that program is taken whose outputs are nearest to the float one's. The frontier of size and loss is kept in the provenance.
+    found (`knapsack.py`), and two rivals of it (`choices.py`); the weights are compressed by each of the three, without every fourth batch,
+    and that choice is taken whose outputs are nearest to the float ones there: so no choice wins because it fits the batches that it was
+    calibrated with. With all batches it becomes the program. The frontier of size and loss is kept in the provenance.
 
     Args:
         model: a float program, or a module, which is captured with the first batch; it is not changed.
@@ -134,11 +136,9 @@ class Planner:
         least = self._knapsack.best(self._knapsack.smallest)
         assert least is not None
         beside = self._size(self._sketch(least)) - least.size  # bytes of a file that are no weight that can be compressed
-        worth, fitted = signal(self.program, self._batches), set[tuple[int, ...]]()
-        programs = (self._fitting(way, limit, beside, fitted) for way in self._choices.ways)  # two at most are held at once
-        best = max(filter(None, programs), key=lambda small: worth(unlifted(small.exported)), default=None)
-        if best is not None:
-            return best
+        for way in self._ranked(limit, beside):
+            if (small := self._fitting(way, limit, beside)) is not None:
+                return small
         small = self._made(least, self._batches)
         smallest = max(self._size(self._sketch(least)), self._size(small))
         if smallest <= limit:
@@ -148,28 +148,48 @@ class Planner:
             f"{beside:,} of them are the graph, example inputs and what stays float"
         )
 
-    def _fitting(self, way: Callable[[int], Choice | None], limit: int, beside: int, fitted: set[tuple[int, ...]]) -> Program | None:
-        """The program of one way to choose within a file of so many bytes, unless it gives none or one that fitted before.
+    def _ranked(self, limit: int, beside: int) -> list[Way]:
+        """The ways to choose, the one first whose program gives the best outputs on batches that it is not calibrated with.
 
         Args:
-            way: to choose.
             limit: of the file.
             beside: bytes of it that are no weights, as far as is known.
-            fitted: the choices that fitted; a new one is added.
         """
+        calibration, held = self._split()
+        worth = signal(self.program, held)
+        ranked: dict[tuple[int, ...], tuple[float, Way]] = {}
+        for way in self._choices.ways:
+            choice, _ = self._sketched(way, limit, beside)
+            if choice is not None and choice.forms not in ranked:
+                small = self._made(choice, calibration)
+                ranked[choice.forms] = worth(unlifted(small.exported)), way
+        return [way for _, way in sorted(ranked.values(), key=lambda entry: entry[0], reverse=True)]
+
+    def _fitting(self, way: Way, limit: int, beside: int) -> Program | None:
+        """The program of one way to choose within a file of so many bytes, unless it finds none."""
         for _ in range(_TRIES):
-            choice = way(limit - beside)
-            if choice is None or choice.forms in fitted:
+            choice, beside = self._sketched(way, limit, beside)
+            if choice is None:
                 return None
-            if (over := self._size(self._sketch(choice)) - limit) > 0:
-                beside += over
-                continue
             small = self._made(choice, self._batches)
             if (over := self._size(small) - limit) <= 0:
-                fitted.add(choice.forms)
                 return small
             beside += over
         return None
+
+    def _sketched(self, way: Way, limit: int, beside: int) -> tuple[Choice | None, int]:
+        """A choice whose sketch is within the limit, and the bytes beside its weights."""
+        for _ in range(_TRIES):
+            choice = way(limit - beside)
+            if choice is None or (over := self._size(self._sketch(choice)) - limit) <= 0:
+                return choice, beside
+            beside += over
+        return None, beside
+
+    def _split(self) -> tuple[list[Batch], list[Batch]]:
+        """Batches to calibrate with, and others to judge by; all for both where there are few."""
+        held = self._batches[_HELD_OUT - 1 :: _HELD_OUT]
+        return [batch for index, batch in enumerate(self._batches, 1) if not held or index % _HELD_OUT], held or self._batches
 
     def keeping(self, drop: float, metric: Metric | None = None) -> Program:
         """The smallest program that was found to lose at most so many points.
@@ -179,9 +199,8 @@ class Planner:
         """
         calibration = self._batches
         if metric is None:
-            held = self._batches[_HELD_OUT - 1 :: _HELD_OUT]
-            metric = signal(self.program, held or self._batches)
-            calibration = [batch for index, batch in enumerate(self._batches, 1) if not held or index % _HELD_OUT]
+            calibration, held = self._split()
+            metric = signal(self.program, held)
         drops = Drop(metric, self.program, self._config.confidence)
         low, high = self._knapsack.smallest, self._knapsack.largest
         kept: Program | None = None

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from qn_deploy.compression import CompressConfig, IntWeight, PQWeight, calibrate, compress
 from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.graph.lifted import unlifted
+from qn_deploy.graph.sites import weights
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Program
-from qn_deploy.recipe import Float, Int8, Recipe, Rule, Table
+from qn_deploy.recipe import Float, Int4, Int8, Recipe, Rule, Table
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 RECIPE = Recipe((Rule(Float(), name="last.*"), Rule(Table(9, 8), module="Conv2d", kernel=(3, 3)), Rule(Table(4, 16), module="Linear")))
@@ -127,8 +129,28 @@ def test_the_program_holds_the_dequantized_values() -> None:
     result = compress(program, RECIPE, [(IMAGES,)])
     for name, weight in result.weights.items():
         assert torch.equal(result.exported.state_dict[name], weight.dequantize())
+    biases = {weight.bias[1].name for weight in weights(program.exported) if weight.bias is not None and weight.name in result.weights}
+    assert biases
     for name in program.exported.state_dict.keys() - result.weights.keys():
-        assert result.exported.state_dict[name] is program.exported.state_dict[name]
+        same = result.exported.state_dict[name] is program.exported.state_dict[name]
+        assert same != (name in biases)  # a bias makes up for the mean of what its layer loses
+
+
+@pytest.mark.parametrize("method", [Table(4, 4), Int4()])
+def test_each_layer_gives_in_the_mean_what_the_float_models_gives(method: Table | Int4) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(64, 4, 6, 6) + 1
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 6))
+    program = capture(model, (images[:2],))
+    small = compress(program, Recipe((Rule(method),)), [(batch,) for batch in images.split(16)])
+    exported = {"float": program.exported, "small": small.exported}
+    found = {name: torch.cat([unlifted(each)(batch)[0] for batch in images.split(16)]).detach() for name, each in exported.items()}
+    off, mean = (found["small"] - found["float"]), (found["small"] - found["float"]).mean(0)
+    assert bool((mean.abs() < 0.1 * off.std(0)).all())
+    plain = compress(program, Recipe((Rule(method),)))
+    with torch.no_grad():
+        without = torch.cat([unlifted(plain.exported)(batch)[0] for batch in images.split(16)])
+    assert float((without - found["float"]).mean(0).abs().mean()) > 5 * float(mean.abs().mean())
 
 
 @pytest.mark.parametrize("batches", [None, [(IMAGES,)]])

@@ -55,7 +55,9 @@ def test_measured_effects_are_those_of_the_changes(net: tuple[Program, list[Targ
         for form in forms:
             if form.weight is None or form.loss > 0.05:
                 continue  # large changes are no longer linear
-            changed = run(with_constants(program.exported, {name: form.weight.dequantize()}), images)
+            assert form.bias is not None
+            values = {name: form.weight.dequantize(), name.replace("weight", "bias"): form.bias}
+            changed = run(with_constants(program.exported, values), images)
             lost = float((changed - whole).square().sum() / whole.square().sum())
             assert form.loss == pytest.approx(lost, rel=0.3), (name, form.method)
             assert form.size == form.weight.nbytes

@@ -2,31 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from qn_deploy.compression import IntWeight, PQWeight
-from qn_deploy.compression.feedback import Curvature, Feedback, assign, integers_with_feedback, refit, table_with_feedback
-from qn_deploy.compression.moments import Moments
-from qn_deploy.errors import CompressionError, InputError
+from qn_deploy.compression.codes import refit
+from qn_deploy.compression.curvature import Feedback
+from qn_deploy.compression.feedback import integers_with_feedback, table_with_feedback
+from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Int4, Int8, Table
 from qn_deploy.weights.tables import table_from_weight
-
-PLAIN = Feedback(correction=0.0)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inputs(n: int, groups: int = 1, seed: int = 0) -> Tensor:
-    """[groups, 4n, n] inputs that go together, as those of a network do."""
-    return random(groups, 4 * n, n, seed=seed) @ (random(groups, n, n, seed=seed + 1) / 2 + 1)
-
-
-def seen(x: Tensor, y: Tensor | None = None, config: Feedback = PLAIN) -> Curvature:
-    return Curvature.of(Moments(x.mT @ x, (x if y is None else y).mT @ x), config)
+from tests.compression.samples import inputs, random, seen
 
 
 def lost(weight: Tensor, found: PQWeight | IntWeight, x: Tensor) -> float:
@@ -34,51 +19,6 @@ def lost(weight: Tensor, found: PQWeight | IntWeight, x: Tensor) -> float:
     rows = weight.reshape(len(x), -1, x.shape[2])
     error = rows - found.dequantize().reshape(rows.shape)
     return float((x @ error.mT).square().sum() / (x @ rows.mT).square().sum())
-
-
-def factor(gram: Tensor) -> Tensor:
-    return torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
-
-
-def test_what_one_weight_loses_the_next_makes_up_for() -> None:
-    # The two inputs are nearly one: only the sum of the weights counts, which is nearer to 1 than to 0.
-    grid = torch.tensor([[[-1.0], [0.0], [1.0]]])
-    rows = torch.tensor([[[0.4, 0.4], [-0.4, -0.4]]])
-    together = torch.tensor([[[1.0, 0.99], [0.99, 1.0]]])
-    assert assign(rows, factor(together), grid).tolist() == [[1, 2], [1, 0]]
-    assert assign(rows, factor(torch.eye(2)[None]), grid).tolist() == [[1, 1], [1, 1]]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 9))
-def test_the_factor_is_that_of_the_inverse(groups: int, n: int, seed: int) -> None:
-    known = seen(inputs(n, groups, seed))
-    torch.testing.assert_close(known.upper.mT @ known.upper @ known.gram, torch.eye(n).expand(groups, n, n), rtol=1e-3, atol=1e-3)
-    assert torch.equal(known.upper, known.upper.triu()) and bool((known.upper.diagonal(dim1=1, dim2=2) > 0).all())
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 60), st.integers(1, 3), st.integers(1, 4), st.integers(0, 9))
-@example(1, 2, 60, 3, 2, 0)  # a row longer than what is coded at once
-def test_codes_are_those_of_one_block_after_the_other(groups: int, out: int, columns: int, d: int, books: int, seed: int) -> None:
-    n, books = columns * d, min(books, columns)
-    rows, table = random(groups, out, n, seed=seed), random(books, 5, d, seed=seed + 1)
-    x = inputs(n, groups, seed)
-    gram = x.mT @ x + torch.eye(n)
-    upper = factor(gram.double()).float()
-    found = assign(rows, upper, table).reshape(groups, out, columns)
-    for group in range(groups):
-        for row in range(out):
-            rest, left = rows[group, row].double(), gram[group].double()
-            for column in range(columns):
-                # What is lost for good with each centroid, when all later weights move as they like best.
-                book = table[column * books // columns].double()
-                error = rest[:d] - book
-                late = torch.linalg.solve(left[d:, d:], left[d:, :d]) if len(left) > d else left.new_zeros(0, d)
-                cost = ((error @ (left[:d, :d] - left[:d, d:] @ late)) * error).sum(1)
-                code = int(found[group, row, column])
-                assert float(cost[code]) <= float(cost.min()) * 1.01 + 1e-4
-                rest, left = rest[d:] + late @ error[code], left[d:, d:]
 
 
 @pytest.mark.parametrize("method", [Int8(), Int4()])
@@ -105,29 +45,6 @@ def test_int4_loses_less() -> None:
     weight, x = random(16, 32), inputs(32)
     found = integers_with_feedback(weight, Int4(), seen(x))
     assert lost(weight, found, x) < 0.5 * lost(weight, IntWeight.from_float(weight, method=Int4()), x)
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 3), st.integers(2, 6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.integers(0, 9))
-def test_refitted_centroids_are_the_least_squares_solution(groups: int, out: int, columns: int, d: int, count: int, seed: int) -> None:
-    n, count, size = columns * d, min(count, columns), 2
-    rows, x = random(groups, out, n, seed=seed), inputs(n, groups, seed) / n
-    books, codes = (
-        random(count, size, d, seed=seed + 2),
-        torch.randint(size, (groups * out, columns), generator=torch.Generator().manual_seed(seed)),
-    )
-    weights = random(groups, out, 1, seed=seed + 3).square() + 0.1
-    gram = x.mT @ x + 0.3 * torch.eye(n)
-
-    def loss(table: Tensor) -> Tensor:
-        picked = torch.stack([table[column * count // columns][codes[:, column]] for column in range(columns)], 1)
-        error = rows - picked.reshape(rows.shape)
-        return (weights * (error @ gram) * error).sum()
-
-    found = refit(rows, gram, books, codes, weights)
-    gradient = torch.func.grad(loss)(found)
-    assert float(gradient.norm()) < 1e-3 * float(torch.func.grad(loss)(books).norm()) + 1e-4
-    assert float(loss(found)) <= float(loss(books)) * (1 + 1e-5)
 
 
 def test_centroids_of_zeros_stay_and_so_do_rows_of_zeros() -> None:
@@ -179,9 +96,3 @@ def test_what_is_not_finite_is_named() -> None:
             integers_with_feedback(weight, method, seen(x))
     with pytest.raises(CompressionError, match="the weight holds NaN or infinity"):
         table_with_feedback(weight, Table(2, 4), seen(x))
-
-
-@pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"correction": 1.5}, {"correction_damping": -1.0}, {"rounds": 0}])
-def test_ranges(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="expected more than 0, 0 to 1, 1 or more"):
-        Feedback(**wrong)

@@ -50,11 +50,51 @@ def test_an_input_next_to_zero_is_not_blown_up() -> None:
     close(gram(2, torch.tensor([[1.0, 1.0], [1e-6, -1e-6], [0.0, 0.0]])), torch.ones(1, 2, 2))
 
 
-def test_cross_is_of_the_float_models_inputs_times_the_compressed_models() -> None:
+def test_the_shift_is_how_the_float_models_inputs_differ_times_the_compressed_models() -> None:
     x, y = torch.tensor([[4.0, 3.0]]), torch.tensor([[3.0, 4.0]])
     found = of(LINEAR, torch.empty(5, 2), [x], [y])
     close(found.gram, torch.tensor([[[1.28, 0.96], [0.96, 0.72]]]))
-    close(found.cross, torch.tensor([[[0.96, 0.72], [1.28, 0.96]]]))
+    close(found.shift, torch.tensor([[[-0.32, -0.24], [0.32, 0.24]]]))
+    same = of(LINEAR, torch.empty(5, 2), [x]).shift
+    assert same is not None and not same.any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 9))
+def test_a_bias_takes_the_means_out(sizes: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    ours = [torch.randn(size, 3).double() + 2 for size in sizes]
+    theirs = [batch + torch.randn(len(batch), 3) / 4 + 1 for batch in ours]
+    found = measured(LINEAR, torch.empty(5, 3), zip(ours, theirs, strict=True), len(sizes), bias=True)
+    x, y = torch.cat(ours), torch.cat(theirs)
+    square = x.square().mean(1, keepdim=True)
+    factors = [(part + 1e-3 * part.mean()).rsqrt() for part in square.split(sizes)]
+    factor = torch.cat(factors).square()
+    mean, their_mean = ((factor * value).sum(0) / factor.sum() for value in (x, y))
+    x, y = x - mean, y - their_mean
+    close(found.gram, ((factor * x).mT @ x)[None].float())
+    close(found.shift, ((factor * (y - x)).mT @ x)[None].float())
+    close(found.mean, mean[None, None].float())
+    close(found.their_mean, their_mean[None, None].float())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_noise_is_how_far_the_gram_of_such_a_sample_is_off(bias: bool) -> None:
+    torch.manual_seed(0)
+    grams, noises = [], []
+    for _ in range(200):
+        x = [torch.randn(20, 6) @ torch.diag(torch.arange(1.0, 7)) + 3 for _ in range(4)]
+        found = measured(LINEAR, torch.empty(5, 6), zip(x, x, strict=True), 4, bias=bias)
+        assert found.gram is not None and found.noise is not None
+        grams.append(found.gram)
+        noises.append(found.noise)
+    off = torch.stack(grams).sub(torch.stack(grams).mean(0)).square().sum((2, 3)).mean()
+    assert float(torch.stack(noises).mean()) == pytest.approx(float(off), rel=0.15)
+
+
+def test_one_batch_tells_nothing_of_its_noise() -> None:
+    found = of(LINEAR, torch.empty(5, 2), [torch.randn(9, 2)]).noise
+    assert found is not None and found.tolist() == [0]
 
 
 def test_an_embedding_counts_its_lookups() -> None:

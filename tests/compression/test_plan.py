@@ -45,6 +45,9 @@ def weight_bytes(program: Program) -> int:
     return sum(weight.nbytes for weight in program.weights.values())
 
 
+FRESH: list[Batch] = [(torch.randn(1000, 64, generator=torch.Generator().manual_seed(1)),)]  # what neither calibrates nor chooses
+
+
 @torch.no_grad()
 def lost(small: Program, program: Program, batches: list[Batch]) -> float:
     x = torch.cat([batch[0] for batch in batches])
@@ -59,7 +62,8 @@ def test_a_budget_is_met_and_loses_less_than_the_same_bytes_of_one_recipe(net: t
     limit = weight_bytes(uniform)
     small = plan(program, batches, max_size=limit, size=weight_bytes, config=CONFIG)
     assert limit * 0.9 < weight_bytes(small) <= limit
-    assert lost(small, program, batches) < lost(uniform, program, batches)
+    ours, theirs = lost(small, program, FRESH), lost(uniform, program, FRESH)
+    assert ours < theirs or (block == 8 and ours == theirs)  # then the one recipe is the best choice
     bits = {name: 8 * weight.nbytes / weight.dequantize().numel() for name, weight in small.weights.items()}
     assert bits["quiet.weight"] < bits["loud.weight"] or block == 8  # where there is no smaller one
 
@@ -82,7 +86,7 @@ def test_where_the_measurement_misleads_one_form_for_all_is_taken(
 ) -> None:
     program, batches = net
     uniform = compress(program, Recipe((Rule(Table(4, 16)),)), batches)
-    limit, theirs = weight_bytes(uniform), lost(uniform, program, batches)
+    limit, theirs = weight_bytes(uniform), lost(uniform, program, FRESH)
 
     def misled(*arguments: Any) -> Effects:
         found = effects_of(*arguments)
@@ -91,9 +95,9 @@ def test_where_the_measurement_misleads_one_form_for_all_is_taken(
 
     monkeypatch.setitem(Planner.__init__.__globals__, "effects_of", misled)
     small = plan(program, batches, max_size=limit, size=weight_bytes, config=CONFIG)
-    assert weight_bytes(small) <= limit and lost(small, program, batches) <= theirs
+    assert weight_bytes(small) <= limit and lost(small, program, FRESH) <= theirs
     monkeypatch.setattr(Choices, "ways", property(lambda choices: (choices.measured.best,)))
-    assert lost(plan(program, batches, max_size=limit, size=weight_bytes, config=CONFIG), program, batches) > 1.2 * theirs
+    assert lost(plan(program, batches, max_size=limit, size=weight_bytes, config=CONFIG), program, FRESH) > 1.2 * theirs
 
 
 @pytest.mark.slow

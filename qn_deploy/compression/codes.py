@@ -1,0 +1,162 @@
+"""The codes and the centroids of a table, each chosen for the other, by what a layer loses on its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qn_deploy.weights.compressed import book_offsets
+
+_AT_ONCE = 128  # weights of a row that are coded before the rest of it is moved
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def assign(rows: Tensor, upper: Tensor, books: Tensor) -> Tensor:
+    """The codes of rows, chosen column after column with error feedback.
+
+    Args:
+        rows: float32 [groups, out, n], in the unit of the centroids; each group of rows has inputs of its own.
+        upper: float32 [groups, n, n], the upper Cholesky factor of the inverse of H.
+        books: float32 [G, K, d]; block column i reads codebook i*G // B.
+
+    Returns:
+        int64 [groups * out, B].
+    """
+    d, columns = books.shape[2], rows.shape[2] // books.shape[2]
+    codes = torch.empty(*rows.shape[:2], columns, dtype=torch.int64)
+
+    def chosen(column: int, points: Tensor, whiten: Tensor) -> Tensor:
+        # A block's loss is |error @ whiten|^2, what is left of it when all later weights make up for it as well as they can.
+        book = books[column * len(books) // columns]
+        codes[:, :, column] = _nearest(points @ whiten, book @ whiten)
+        return F.embedding(codes[:, :, column], book)
+
+    fed_back(rows, upper, d, chosen)
+    return codes.flatten(0, 1)
+
+
+def improved(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor) -> Tensor:
+    """Codes that lose no more: column after column, each block takes the centroid that is best beside what all others became.
+
+    Error feedback looks ahead only, and to weights that can move freely; here what comes later counts as it was coded.
+
+    Args:
+        rows: float32 [groups, out, n], in the unit of the centroids.
+        gram: float32 [groups, n, n], H.
+        books: float32 [G, K, d].
+        codes: int64 [groups * out, B], to start from.
+
+    Returns:
+        int64 [groups * out, B].
+    """
+    d, columns = books.shape[2], rows.shape[2] // books.shape[2]
+    codes = codes.reshape(*rows.shape[:2], columns).clone()
+    pull = (rows - decoded(books, codes.flatten(0, 1)).reshape(rows.shape)) @ gram  # how much less each weight would lose, for a change
+    lower = torch.linalg.cholesky(_corners(gram, d))  # [B, groups, d, d]
+    inverse = torch.cholesky_inverse(lower)
+    for begin, end in _stretches(rows.shape[2], d):
+        near, moved = pull[:, :, begin:end].clone(), torch.empty_like(pull[:, :, begin:end])
+        for first in range(begin, end, d):
+            column, here = first // d, slice(first - begin, first - begin + d)
+            book = books[column * len(books) // columns]
+            old = F.embedding(codes[:, :, column], book)
+            points = old + near[:, :, here] @ inverse[column]
+            codes[:, :, column] = _nearest(points @ lower[column], book @ lower[column])
+            moved[:, :, here] = F.embedding(codes[:, :, column], book) - old
+            near.baddbmm_(moved[:, :, here], gram[:, first : first + d, begin:end], alpha=-1)
+        pull.baddbmm_(moved, gram[:, begin:end], alpha=-1)
+    return codes.flatten(0, 1)
+
+
+def refit(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor, weights: Tensor, steps: int = 30) -> Tensor:
+    """The centroids of least loss for given codes, by conjugate gradients; a centroid of zeros stays, dead rows rely on it.
+
+    Args:
+        rows: float32 [groups, out, n], in the unit of the centroids.
+        gram: float32 [groups, n, n], H.
+        books: float32 [G, K, d], to start from.
+        codes: int64 [groups * out, B].
+        weights: float32 [groups, out, 1], what the loss of each row counts.
+        steps: of conjugate gradients.
+
+    Returns:
+        float32 [G, K, d].
+    """
+    index = _rows(books, codes).flatten()
+    table, row = books.flatten(0, 1), weights.flatten()[:, None].expand_as(codes).flatten()
+    mass = torch.bincount(index, row, minlength=len(table)).float()
+    free = (mass > 0) & table.any(1)
+    inverse = torch.where(free, 1 / mass, 0.0)[:, None]  # of the equations' diagonal, but for a factor: makes them well conditioned
+    order = torch.argsort(index, stable=True).int()
+    first = torch.bincount(index, minlength=len(table)).cumsum(0).roll(1)
+    first[0] = 0
+    bags = first.int()
+
+    def pull(lost: Tensor) -> Tensor:
+        """[G*K, d]: what the loss of rows asks of their centroids."""
+        blocks = (lost @ gram).mul_(weights).reshape(-1, books.shape[2])
+        return F.embedding_bag(order, blocks, bags, mode="sum")
+
+    residual = pull(rows - F.embedding(index, table).reshape(rows.shape))
+    direction = scaled = inverse * residual
+    power = (residual * scaled).sum()
+    for _ in range(steps):
+        bent = pull(F.embedding(index, direction).reshape(rows.shape))
+        step = power / (direction * bent).sum().clamp_min(_TINY)
+        table, residual = table + step * direction, residual - step * bent
+        scaled = inverse * residual
+        last, power = power, (residual * scaled).sum()
+        direction = scaled + power / last.clamp_min(_TINY) * direction
+    return table.reshape(books.shape)
+
+
+def fed_back(rows: Tensor, upper: Tensor, d: int, choose: Callable[[int, Tensor, Tensor], Tensor]) -> None:
+    """Goes through the block columns of rows [groups, out, n]: `choose` takes a column's number, its blocks [groups, out, d] as the
+    columns before have left them, and [groups, d, d] by which errors are measured; it gives what the blocks become.
+    """
+    rest, n = rows.clone(), rows.shape[2]
+    whiten = torch.linalg.inv(_corners(upper, d))  # [B, groups, d, d]
+    for begin, end in _stretches(n, d):
+        errors = torch.empty_like(rest[:, :, begin:end])
+        for first in range(begin, end, d):
+            here, later = slice(first, first + d), slice(first + d, end)
+            points = rest[:, :, here]
+            error = (points - choose(first // d, points, whiten[first // d])) @ whiten[first // d]
+            errors[:, :, first - begin : first - begin + d] = error
+            rest[:, :, later].baddbmm_(error, upper[:, here, later], alpha=-1)
+        if end < n:
+            rest[:, :, end:].baddbmm_(errors, upper[:, begin:end, end:], alpha=-1)
+
+
+def _nearest(points: Tensor, keys: Tensor) -> Tensor:
+    """int64 [groups, out]: for each of the points [groups, out, d] the nearest of its group's keys [groups, K, d].
+
+    For these few points a product is twice as fast as faiss, and it takes all groups at once.
+    """
+    return torch.baddbmm(keys.square().sum(2)[:, None], points, keys.mT, alpha=-2).argmin(2)
+
+
+def _stretches(n: int, d: int) -> Iterator[tuple[int, int]]:
+    """Where stretches of whole blocks begin and end, of at most so many weights of a row as are coded at once."""
+    wide = max(1, _AT_ONCE // d) * d
+    return ((begin, min(begin + wide, n)) for begin in range(0, n, wide))
+
+
+def _corners(matrix: Tensor, d: int) -> Tensor:
+    """[B, groups, d, d]: the blocks on the diagonal of matrices [groups, B * d, B * d]."""
+    n = matrix.shape[1]
+    return matrix.reshape(-1, n // d, d, n // d, d).diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2)
+
+
+def decoded(books: Tensor, codes: Tensor) -> Tensor:
+    """[out, B * d] from the codebooks [G, K, d]."""
+    return F.embedding(_rows(books, codes), books.flatten(0, 1)).flatten(1)
+
+
+def _rows(books: Tensor, codes: Tensor) -> Tensor:
+    """For each code [out, B] its row in the codebooks laid end to end."""
+    count, size, _ = books.shape
+    return codes + book_offsets(codes.shape[1], count, size)
