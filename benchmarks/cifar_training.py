@@ -9,7 +9,6 @@ import cifar10
 import torch
 from classifier import Labelled
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from qn_deploy import noise
 from qn_deploy.compression import IPQConfig, ipq
@@ -76,7 +75,7 @@ class Training:
 
     def _settled(self, model: nn.Module) -> nn.Module:
         """Lets BatchNorm see the weights without noise: its running statistics are those of noised ones."""
-        update_bn(torch.split(self.train.inputs, STATISTICS_BATCH), model)
+        noise.settle(model, torch.split(self.train.inputs, STATISTICS_BATCH))
         return model.eval()
 
     def iterative(self, student: Program, teacher: Program) -> Program:

@@ -22,7 +22,7 @@ from qn_deploy.recipe import Int4, Int8, Recipe, Rule, Table
 TITLE = "Overhead of Quant-Noise"
 WORDS, WIDTH, LAYERS, LENGTH = 4_000, 256, 8, 64
 P, BLOCK = 0.1, 8
-MAX_RATIO = 1.02
+MAX_RATIO = {"zero blocks": 1.02, "mean blocks": 1.02, "exact blocks": 1.10, "int8": 1.05}  # of a step with noise to one without
 
 TABLES = Recipe((Rule(Table(BLOCK)),))
 KINDS: dict[str, tuple[Recipe, noise.Options]] = {
@@ -58,17 +58,10 @@ def main(tokens: int, samples: int, threads: int, seed: int, json_file: Path | N
         noise.attach(noised, recipe, P, options)
         step = _step(noised, text)
         pair, extra = paired(step, plain, samples), peak_bytes(step) - plain_peak
-        # The bars are the paper's proxy's; what the others cost is told.
-        if kind == "zero blocks":
-            rows += [
-                at_most(f"{kind}: step with noise / without", pair.ratio, "x", MAX_RATIO),
-                at_most(f"{kind}: more tensors at the peak", extra, "bytes", weights),
-            ]
-        else:
-            rows += [
-                Row(f"{kind}: step with noise / without", pair.ratio, "x"),
-                Row(f"{kind}: more tensors at the peak", extra, "bytes"),
-            ]
+        time, memory = f"{kind}: step with noise / without", f"{kind}: more tensors at the peak"
+        rows.append(at_most(time, pair.ratio, "x", MAX_RATIO[kind]) if kind in MAX_RATIO else Row(time, pair.ratio, "x"))
+        # That of memory is the paper's proxy's; what the others cost is told.
+        rows.append(at_most(memory, extra, "bytes", weights) if kind == "zero blocks" else Row(memory, extra, "bytes"))
         rows.append(Row(f"{kind}: step without noise, beside it", 1e3 * pair.second, "ms"))
     rows.append(Row("tensors at the peak without noise", plain_peak, "bytes"))
     sys.exit(finish(TITLE, rows, settings, json_file))

@@ -5,6 +5,7 @@
 | weights: blocks and roundings (paper section 4) | `attach` with `Options`, `remove`; `refresh` once an epoch | `set_rate(model, p)` |
 | activations: rounding (appendix 7.7) | `attach_activations` with `Activations`, `remove_activations` | `set_rate(model, p)` |
 | layers: skipped (LayerDrop) | `attach_layer_drop`, `remove_layer_drop` | `set_rate(model, p, LayerDrop)` |
+| BatchNorm: statistics without the noise, once after training | `settle(model, batches)` | |
 | layers: pruned afterwards, for good | `prune_every_other`, `keep_layers` | |
 | layers: shared by neighbours, for good | `share_chunks` | |
 
@@ -18,6 +19,7 @@ from qn_deploy.noise.passes import QuantNoise
 from qn_deploy.noise.prune import keep_layers, prune_every_other
 from qn_deploy.noise.rate import set_rate
 from qn_deploy.noise.schedule import Constant, Cosine, Linear, Schedule
+from qn_deploy.noise.settle import settle
 from qn_deploy.noise.sharing import share_chunks
 
 __all__ = [
@@ -40,5 +42,6 @@ __all__ = [
     "remove_activations",
     "remove_layer_drop",
     "set_rate",
+    "settle",
     "share_chunks",
 ]

@@ -155,8 +155,8 @@ def remove(model: nn.Module) -> None:
 
     LayerDrop stays, `remove_layer_drop` takes it off. A model without noise stays as it is.
 
-    BatchNorm has gathered its running statistics behind noised weights. Let it see the clean ones once, with
-    `torch.optim.swa_utils.update_bn(batches, model)`, before the model is evaluated or compressed.
+    BatchNorm has gathered its running statistics behind noised weights: call `settle(model, batches)` before the model is evaluated or
+    compressed.
 
     Args:
         model: changed in place. A parametrization that was put on top of the noise goes with it.

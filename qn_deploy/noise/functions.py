@@ -131,7 +131,10 @@ def redo(weight: Tensor, changes: Sequence[Change]) -> Tensor:
 
 def chosen(blocks: Tensor, drawn: Drawn) -> Tensor:
     """float32 [m, d], the drawn ones of blocks [n, d]."""
-    return blocks[drawn.positions].float()
+    if isinstance(drawn.positions, slice):
+        return blocks.float()
+    # Several times as fast as blocks[positions], if single weights are no rows of one number.
+    return blocks.squeeze(1).index_select(0, drawn.positions).view(-1, blocks.shape[1]).float()
 
 
 def rowwise(per_row: Tensor, drawn: Drawn, columns: int) -> Tensor:
@@ -140,14 +143,21 @@ def rowwise(per_row: Tensor, drawn: Drawn, columns: int) -> Tensor:
         return per_row.reshape(1, 1)
     if isinstance(drawn.positions, slice):
         return per_row.repeat_interleave(columns)[:, None]
-    return per_row[drawn.positions // columns][:, None]
+    return per_row.index_select(0, drawn.positions // columns)[:, None]
 
 
 def _change(blocks: Tensor, change: Change) -> None:
     positions, last = change.drawn
     if last is None:
-        blocks[positions] = change.values
+        _put(blocks, positions, change.values)
         return
     kept = blocks[-1].clone()
-    blocks[positions] = change.values
+    _put(blocks, positions, change.values)
     blocks[-1] = torch.where(last, blocks[-1], kept)
+
+
+def _put(blocks: Tensor, positions: Tensor | slice, values: Tensor) -> None:
+    if isinstance(positions, Tensor) and blocks.shape[1] == 1:  # four times as fast as the assignment, which serves all cases
+        blocks.squeeze(1).scatter_(0, positions, values.expand(len(positions), 1).squeeze(1))
+    else:
+        blocks[positions] = values

@@ -222,5 +222,12 @@ def _find_faiss(left: Tensor, right: Tensor) -> Tensor:
 
 def _find_torch(left: Tensor, right: Tensor) -> Tensor:
     squares = right.square().sum(1)
-    parts = left.tensor_split(-(-len(left) * len(right) // _PAIRS))
-    return torch.cat([torch.addmm(squares, part, right.T, alpha=-2).argmin(1) for part in parts])
+    parts = left.tensor_split(-(-len(left) * len(right) // _PAIRS) or 1)
+    with torch.autocast(left.device.type, enabled=False):  # squares of int8 centroids are beyond float16
+        return torch.cat([_least(torch.addmm(squares, part, right.T, alpha=-2)) for part in parts])
+
+
+def _least(scores: Tensor) -> Tensor:
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmin(1))  # seven times as fast as torch's
+    return scores.argmin(1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.noise.functions import Drawn, Noise, chosen, distort, draw, redo, rowwise
+from qn_deploy.noise.functions import Change, Drawn, Noise, chosen, distort, draw, redo, rowwise
 
 torch.set_num_threads(1)
 
@@ -107,11 +107,11 @@ def test_drawn_blocks_change_whole_and_the_rest_is_left(out: int, columns: int, 
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 20), p=st.floats(0, 0.99), seed=st.integers(0, 2**20))
-def test_draws_past_the_end_leave_the_last_block_as_it_is(n: int, p: float, seed: int) -> None:
-    clean = a_weight(n, 3, seed=seed)
+@given(n=st.integers(1, 20), d=st.sampled_from([1, 3]), p=st.floats(0, 0.99), seed=st.integers(0, 2**20))
+def test_draws_past_the_end_leave_the_last_block_as_it_is(n: int, d: int, p: float, seed: int) -> None:
+    clean = a_weight(n, d, seed=seed)
     one, other = clean.clone(), clean.clone()
-    for weight, noise in ((one, Negated(3)), (other, AsOnAccelerators(3))):
+    for weight, noise in ((one, Negated(d)), (other, AsOnAccelerators(d))):
         torch.manual_seed(seed)
         distort(weight, [noise], p)
     assert torch.equal(one, other)
@@ -133,6 +133,23 @@ def test_each_noise_has_a_draw_of_its_own() -> None:
     distort(weight, [Sevens(2), Negated(1)], 0.5)
     both = (weight == -7).float().mean()
     assert 0.2 < float(both) < 0.3  # a quarter
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_chosen_literal(d: int) -> None:
+    blocks = torch.arange(6).view(-1, d).to(torch.bfloat16)
+    some, every = chosen(blocks, Drawn(torch.tensor([0, 2]))), chosen(blocks, Drawn(slice(None)))
+    assert some.tolist() == ([[0.0], [2.0]] if d == 1 else [[0.0, 1.0], [4.0, 5.0]])
+    assert torch.equal(every, blocks.float()) and some.dtype == every.dtype == torch.float32
+    assert chosen(blocks, Drawn(torch.tensor([], dtype=torch.int64))).shape == (0, d)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_single_weights_get_values_of_their_own_or_one_for_all(dtype: torch.dtype) -> None:
+    weight = torch.arange(1.0, 7.0, dtype=dtype).reshape(2, 3)
+    some = Drawn(torch.tensor([1, 5]))
+    assert redo(weight, [Change(1, some, torch.tensor([[-2.0], [-6.0]], dtype=dtype))]).tolist() == [[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]]
+    assert redo(weight, [Change(1, some, torch.zeros((), dtype=dtype))]).tolist() == [[1.0, 0.0, 3.0], [4.0, 5.0, 0.0]]
 
 
 def test_rowwise_literal() -> None:

@@ -76,6 +76,11 @@ def test_a_zero_point_literal() -> None:
     assert MinMaxGrid(4, per_channel=True)(weight, 1.0).tolist() == expected
 
 
+def test_the_grid_of_a_channel_of_one_sign_holds_zero() -> None:
+    weight = torch.tensor([[-15.0, -7.3], [15.0, 7.3]])  # scale 1, zero points 15 and 0
+    assert MinMaxGrid(4, per_channel=True)(weight, 1.0).tolist() == [[-15.0, -7.0], [15.0, 7.0]]
+
+
 def test_a_histogram_gives_less_error_than_the_whole_range() -> None:
     weight = torch.cat([a_weight(40, 40), torch.full((1, 40), 6.0)])
     error = {

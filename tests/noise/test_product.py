@@ -79,6 +79,12 @@ def test_exact_noise_takes_the_nearest_centroid_of_the_weight_as_it_is_now() -> 
     torch.testing.assert_close(noise(moved, 1.0), torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]), rtol=0.01, atol=0.0)
 
 
+@pytest.mark.parametrize("books", [1, 2])
+def test_exact_noise_may_draw_no_block(books: int) -> None:
+    weight = a_weight(4, 8)
+    assert torch.equal(learnt(ExactNoise(weight, Table(2, 4, books, residual=2)), weight)(weight, 0.0), weight)
+
+
 def test_a_small_codebook_beside_a_large_one_gets_no_codewords_that_are_not_its_own() -> None:
     weight = torch.cat([a_weight(16, 4), torch.ones(16, 4)], 1)
     noise = learnt(ExactNoise(weight, Table(2, 8, 2), per_channel=False), weight)

@@ -111,6 +111,16 @@ def test_nearest_is_the_least_weighted_distance(backend: Backend, n: int, d: int
 
 
 @backends
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_changes_no_code(dtype: torch.dtype, backend: Backend) -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks, centroids = (torch.randint(-127, 128, (n, 8), generator=generator).float() for n in (500, 64))
+    expected = nearest(blocks, centroids, backend=backend)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(nearest(blocks, centroids, backend=backend), expected)
+
+
+@backends
 @settings(max_examples=10, deadline=None)
 @given(n=st.integers(100, 400), d=st.integers(1, 5), k=st.integers(2, 30), seed=st.integers(0, 5))
 def test_weighted_centroids_are_weighted_means(backend: Backend, n: int, d: int, k: int, seed: int) -> None:
