@@ -19,6 +19,7 @@ from qn_deploy.graph.operators import Kind, kind_of
 
 _ROUNDING = 1e-5  # of the mean square about 0, added to that about the mean: a difference of sums in float32 tells no more
 _FLOOR = 1e-3  # of the mean square over all inputs, added to that of each: an input next to zero is not blown up to unit size
+_SILENT = 1e-30  # mean square of a batch's inputs that tell nothing: scaled to unit size, they would outweigh all others
 _TINY = torch.finfo(torch.float32).tiny
 _SAMPLE, _PER_WEIGHT = 32_768, 512  # inputs that are looked at: so many in all groups together, but this many for each weight of a row
 
@@ -134,12 +135,13 @@ def measured(
         x = inputs_at(ours, geometry, positions)
         change = torch.zeros_like(x) if theirs is ours else inputs_at(theirs, geometry, positions) - x
         square = x.square().mean(2, keepdim=True)
-        factor = (square + _FLOOR * square.mean()).clamp_min(_TINY).rsqrt()
+        usual = square.mean()
+        factor = (square + _FLOOR * usual).rsqrt() if usual > _SILENT else torch.zeros_like(square)
         x, change = factor * x, factor * change
         halves[index % 2].add(x, change, factor)
         shift.baddbmm_(change.mT, x)
     first, second = halves
-    ones = first.ones + second.ones
+    ones = (first.ones + second.ones).clamp_min(_TINY)
     mean, change = (first.x + second.x) / ones, (first.change + second.change) / ones
     if bias:
         shift.baddbmm_(change.mT, mean * ones, alpha=-1)

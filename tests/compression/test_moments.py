@@ -92,6 +92,19 @@ def test_the_noise_is_how_far_the_gram_of_such_a_sample_is_off(bias: bool) -> No
     assert float(torch.stack(noises).mean()) == pytest.approx(float(off), rel=0.15)
 
 
+@pytest.mark.parametrize("silent", [torch.zeros(3, 2), torch.full((3, 2), 1e-18)])
+def test_a_batch_of_silent_inputs_says_nothing(silent: Tensor) -> None:
+    batch = torch.tensor([[3.0, 4.0], [1.0, 2.0]])
+    for order in ([batch, silent], [silent, batch], [silent, silent]):
+        found = measured(LINEAR, torch.empty(5, 2), zip(order, order, strict=True), 2, bias=True)
+        alone = measured(LINEAR, torch.empty(5, 2), [(batch, batch)], 1, bias=True)
+        said = [found.gram, found.shift, found.mean, found.their_mean]
+        assert all(each is not None and bool(each.isfinite().all()) for each in said)
+        if order[0] is batch or order[1] is batch:
+            close(found.mean, alone.mean if alone.mean is not None else batch)
+            close(found.gram, alone.gram if alone.gram is not None else batch)
+
+
 def test_one_batch_tells_nothing_of_its_noise() -> None:
     found = of(LINEAR, torch.empty(5, 2), [torch.randn(9, 2)]).noise
     assert found is not None and found.tolist() == [0]
