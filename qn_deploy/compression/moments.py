@@ -128,7 +128,10 @@ def measured(
     size = weight[0].numel()
     share = -(-max(_SAMPLE // geometry.groups, _PER_WEIGHT * size) // batches)
     generator = torch.Generator().manual_seed(seed)
-    halves = [_Sums(geometry.groups, size) for _ in range(2)]  # of every other batch: how far they differ tells how well both are known
+    halves = (
+        _Sums(geometry.groups, size),
+        _Sums(geometry.groups, size),
+    )  # of every other batch: how far they differ tells how well both are known
     shift = torch.zeros(geometry.groups, size, size)
     for index, (ours, theirs) in enumerate(values):
         positions = _positions(ours, geometry, share, generator)
@@ -140,18 +143,23 @@ def measured(
         x, change = factor * x, factor * change
         halves[index % 2].add(x, change, factor)
         shift.baddbmm_(change.mT, x)
-    first, second = halves
+    return _joined(*halves, shift, bias)
+
+
+def _joined(first: _Sums, second: _Sums, shift: Tensor, bias: bool) -> Moments:
+    """The moments of all inputs, by the sums over two halves of them, whose memory becomes theirs."""
+    if not bias:
+        noise = first.apart(second)
+        return Moments(first.gram.add_(second.gram), shift, noise)
     ones = (first.ones + second.ones).clamp_min(_TINY)
     mean, change = (first.x + second.x) / ones, (first.change + second.change) / ones
-    if bias:
-        shift.baddbmm_(change.mT, mean * ones, alpha=-1)
-        level = sum(half.gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) for half in halves)
-        between = first.centre() - second.centre()
+    shift.baddbmm_(change.mT, mean * ones, alpha=-1)
+    level = sum(half.gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) for half in (first, second))
+    between = first.centre() - second.centre()
     noise = first.apart(second)
     gram = first.gram.add_(second.gram)
-    if not bias:
-        return Moments(gram, shift, noise)
-    gram.baddbmm_(between.mT, between * (first.ones * second.ones / ones)).diagonal(dim1=1, dim2=2).add_(_ROUNDING * level)
+    gram.baddbmm_(between.mT, between * (first.ones * second.ones / ones))
+    gram.diagonal(dim1=1, dim2=2).add_(_ROUNDING * level)
     return Moments(gram, shift, noise, mean, mean + change)
 
 
