@@ -136,13 +136,15 @@ def measured(
     for index, (ours, theirs) in enumerate(values):
         positions = _positions(ours, geometry, share, generator)
         x = inputs_at(ours, geometry, positions)
-        change = torch.zeros_like(x) if theirs is ours else inputs_at(theirs, geometry, positions) - x
         square = x.square().mean(2, keepdim=True)
         usual = square.mean()
         factor = (square + _FLOOR * usual).rsqrt() if usual > _SILENT else torch.zeros_like(square)
-        x, change = factor * x, factor * change
-        halves[index % 2].add(x, change, factor)
-        shift.baddbmm_(change.mT, x)
+        half, scaled = halves[index % 2], factor * x
+        half.add(scaled, factor)
+        if theirs is not ours:  # something before it was compressed
+            change = factor * (inputs_at(theirs, geometry, positions) - x)
+            half.change.baddbmm_(factor.mT, change)
+            shift.baddbmm_(change.mT, scaled)
     return _joined(*halves, shift, bias)
 
 
@@ -179,11 +181,10 @@ class _Sums:
         self.x, self.change = (torch.zeros(groups, 1, n) for _ in range(2))
         self.count = 0
 
-    def add(self, x: Tensor, change: Tensor, factor: Tensor) -> None:
-        """Takes inputs in: x and change [groups, P, n], factor [groups, P, 1]."""
+    def add(self, x: Tensor, factor: Tensor) -> None:
+        """Takes inputs in: x [groups, P, n], factor [groups, P, 1]."""
         self.gram.baddbmm_(x.mT, x)
         self.x.baddbmm_(factor.mT, x)
-        self.change.baddbmm_(factor.mT, change)
         self.ones.baddbmm_(factor.mT, factor)
         self.count += x.shape[1]
 
