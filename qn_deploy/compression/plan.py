@@ -155,15 +155,17 @@ class Planner:
             limit: of the file.
             beside: bytes of it that are no weights, as far as is known.
         """
-        calibration, held = self._split()
-        worth = signal(self.program, held)
-        ranked: dict[tuple[int, ...], tuple[float, Way]] = {}
+        found: dict[tuple[int, ...], tuple[Choice, Way]] = {}
         for way in self._choices.ways:
             choice, _ = self._sketched(way, limit, beside)
-            if choice is not None and choice.forms not in ranked:
-                small = self._made(choice, calibration)
-                ranked[choice.forms] = worth(unlifted(small.exported)), way
-        return [way for _, way in sorted(ranked.values(), key=lambda entry: entry[0], reverse=True)]
+            if choice is not None:
+                found.setdefault(choice.forms, (choice, way))
+        if len(found) < 2:
+            return [way for _, way in found.values()]
+        calibration, held = self._split()
+        worth = signal(self.program, held)
+        ranked = [(worth(unlifted(self._made(choice, calibration).exported)), way) for choice, way in found.values()]
+        return [way for _, way in sorted(ranked, key=lambda entry: entry[0], reverse=True)]
 
     def _fitting(self, way: Way, limit: int, beside: int) -> Program | None:
         """The program of one way to choose within a file of so many bytes, unless it finds none."""
