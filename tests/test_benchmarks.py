@@ -266,7 +266,8 @@ def test_instructions_are_counted(tmp_path: Path) -> None:
         lambda: torch.nn.Sequential(torch.nn.Linear(256, 256)), lambda: torch.randn(1, 256), workloads.STATIC, workloads.LINEAR
     )
     found = {row.name.split(": ")[1]: row for row in instructions._workload("tiny", workload, [device])[:5]}
-    assert found["a run, tables to dense int8"].met
+    # The same loops run; but threads that wait count too, so that two runs differ by a hundredth or two. The bar is the benchmark's.
+    assert 0.9 < found["a run, tables to dense int8"].value < 1.1
     # 65,536 products: 16 of int8 an instruction at best, and no more than one each with all that is around them.
     assert 65_536 / 16 / 1e6 < found["a run, tables"].value < 65_536 / 1e6
     assert found["process and load, tables to dense int8"].value > 1
