@@ -15,6 +15,7 @@ class ExecutorchOptions:
     Attributes:
         form: "delegate" (tables expand when the program is loaded) or "graph" (weights are looked up at every run).
         memory: which tables of linear layers stay tables in memory, in the delegate form.
+        coding: "entropy" (tables are entropy-coded where that takes fewer bytes, and decoded when the program is loaded) or "none".
     """
 
     form: Literal["delegate", "graph"] = field(
@@ -25,3 +26,10 @@ class ExecutorchOptions:
         },
     )
     memory: Memory = field(default="expanded", metadata=MEMORY_OPTION)
+    coding: Literal["entropy", "none"] = field(
+        default="entropy",
+        metadata={
+            "help": "entropy-code tables where that takes fewer bytes: our readers decode them when they load; those made before this "
+            "release need 'none'."
+        },
+    )

@@ -56,7 +56,8 @@ def _write_delegate_form(program: Program, lowered: Lowered, options: Executorch
     asked = {f"{name}{INT8_SUFFIX}" for name in to_keep(lowered.weights, options.memory)}
     edge, stock, found = lower_to_xnnpack(lowered.exported, kept=asked)
     transposed = _transposed(lowered.exported)
-    blobs = {name: named_blobs(table, dtype, transposed.get(name, ())) for name, (table, dtype) in _tables(lowered).items()}
+    coded = options.coding == "entropy"
+    blobs = {name: named_blobs(table, dtype, transposed.get(name, ()), coded) for name, (table, dtype) in _tables(lowered).items()}
     tables = {key: blob for entry in blobs.values() for key, blob in entry.items()}
     held = named_data(stock).keys()
     dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qn_deploy.compression.codes import assign, decoded, fed_back, improved, refit
 from qn_deploy.compression.curvature import Curvature, Feedback
+from qn_deploy.compression.rate import GRIDS, Price, bits_of, counted, entropy, slope
 from qn_deploy.recipe import Int4, Int8, Table
 from qn_deploy.weights.compressed import IntWeight, PQWeight
 from qn_deploy.weights.grid import limit, row_scale
@@ -27,9 +28,17 @@ _REFIT_STEPS, _LAST_STEPS = 2, 10  # of conjugate gradients: few while codes sti
 
 
 def table_with_feedback(
-    weight: Tensor, method: Table, curvature: Curvature, rounds: int = Feedback.rounds, seed: int = 0, per_channel: bool = True
+    weight: Tensor,
+    method: Table,
+    curvature: Curvature,
+    rounds: int = Feedback.rounds,
+    seed: int = 0,
+    per_channel: bool = True,
+    rate: float = 0.0,
 ) -> PQWeight:
     """`tables.table_from_weight` for a weight whose inputs are known; the table takes as many bytes, or fewer.
+
+    With a rate, the best codes and centroids are those of least loss + rate * `slope` * bits.
 
     Args:
         weight: float [out, ...], of a linear layer or a convolution.
@@ -38,6 +47,7 @@ def table_with_feedback(
         rounds: how often codes are chosen and centroids refitted.
         seed: of the k-means.
         per_channel: False gives one scale for the whole weight.
+        rate: of what a bit of an entropy-coded file is worth, as a share of what one more for each code would save; 0 counts none.
 
     Raises:
         CompressionError: the block size doesn't divide a row, or the weight isn't finite.
@@ -50,13 +60,25 @@ def table_with_feedback(
     found = codebooks(blocks, count, method.centroids, live, seed, importance.reshape(blocks.shape), _FIRST)
     books, scale = _on_grid(pad_sequence(found, batch_first=True), scale)
     codes: Tensor | None = None
+    price, worth, coarse = None, 0.0, GRIDS[0]
     best, least = None, inf
     for index in range(rounds):
-        codes = assign(rows / scale, upper, books) if codes is None or index < _FRESH else improved(rows / scale, gram, books, codes)
+        if codes is None or index < _FRESH:
+            codes = assign(rows / scale, upper, books, price)
+        else:
+            codes = improved(rows / scale, gram, books, codes, price)
         steps = _REFIT_STEPS if index < rounds - 1 else _LAST_STEPS
-        books, scale = _on_grid(refit(rows / scale, gram, books, codes, scale.square(), steps), scale)
-        lost = rows - scale * decoded(books, codes).reshape(rows.shape)
-        loss = float((lost @ gram).mul_(lost).sum())
+        fitted = refit(rows / scale, gram, books, codes, scale.square(), steps)
+        if rate and index == 0:
+            finest = _on_grid(fitted, scale)
+            worth = rate * slope(_loss(rows, gram, codes, *finest), codes.numel(), method.block_size)
+            coarse = _grid(rows, gram, codes, fitted, scale, worth)
+        books, scale = _on_grid(fitted, scale, coarse)
+        loss = _loss(rows, gram, codes, books, scale)
+        if rate:
+            counts = counted(codes, *books.shape[:2])
+            price = Price(worth / scale.square(), bits_of(counts))
+            loss += worth * float((counts * price.bits).sum())
         if loss < least:  # new codes are better by the feedback's rule, which looks ahead, but not always when all is done
             best, least = (books, codes, scale), loss
     assert best is not None
@@ -84,7 +106,25 @@ def integers_with_feedback(weight: Tensor, method: Int8 | Int4, curvature: Curva
     return IntWeight(values.to(torch.int8).reshape(weight.shape), scale, method.bits)
 
 
-def _on_grid(books: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Centroids as whole numbers in int8's reach, and the scale [groups, out, 1] of the rows that goes with them."""
-    step = grid_step([*books])
+def _loss(rows: Tensor, gram: Tensor, codes: Tensor, books: Tensor, scale: Tensor) -> float:
+    lost = rows - scale * decoded(books, codes).reshape(rows.shape)
+    return float((lost @ gram).mul_(lost).sum())
+
+
+def _on_grid(books: Tensor, scale: Tensor, coarse: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Centroids as whole numbers in int8's reach, and the scale [groups, out, 1] of the rows that goes with them.
+
+    `coarse` is the grid's step, where 1 uses all of the reach.
+    """
+    step = grid_step([*books]) * coarse
     return (books / step).round(), scale * step
+
+
+def _grid(rows: Tensor, gram: Tensor, codes: Tensor, books: Tensor, scale: Tensor, worth: float) -> float:
+    """The grid whose centroids lose and cost least, where a bit costs `worth`."""
+
+    def cost(coarse: float) -> float:
+        rounded, scaled = _on_grid(books, scale, coarse)
+        return _loss(rows, gram, codes, rounded, scaled) + worth * entropy(rounded)
+
+    return min(GRIDS, key=cost)

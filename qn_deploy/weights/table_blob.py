@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterable
 from enum import IntEnum
 from hashlib import sha256
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.recipe.methods import MAX_CENTROIDS, code_bits
+from qn_deploy.weights import coding
 from qn_deploy.weights.compressed import PQWeight
 from qn_deploy.weights.packing import pack_halves, unpack_halves
 
 MAGIC = b"\x89QNTABLE" + sha256(b"qn-deploy table blob").digest()[:8]
-VERSION = 2
+VERSION, CODED = 2, 3  # of plain blobs, and of those whose arrays are entropy-coded
 HEADER = struct.Struct("<16sHBBB3s4I")  # magic, version, dtype, layout, tables, groups less 1, rows, inner, spatial, block size
 SIZES = struct.Struct("<2I")  # before each table: codebooks, centroids in each
+LENGTH = struct.Struct("<I")  # of the arrays of a coded blob, before their stream
+CODED_HEADER = HEADER.size + LENGTH.size
 
 
 class DType(IntEnum):
@@ -80,8 +84,15 @@ def dense(weight: PQWeight, layout: Layout, dtype: DType, groups: int = 1) -> by
     return _bytes(values.reshape(groups, -1, *_volume(weight.shape)[1:]).permute(0, *(1 + axis for axis in _AXES[layout])))
 
 
-def pack(weight: PQWeight, layout: Layout, dtype: DType, groups: int = 1) -> bytes:
+def pack(weight: PQWeight, layout: Layout, dtype: DType, groups: int = 1, coded: bool = False) -> bytes:
     """The blob that expands to `dense(weight, layout, dtype, groups)`.
+
+    Args:
+        weight: the table.
+        layout: of each group of rows.
+        dtype: int8, or float32 with the scale multiplied in.
+        groups: of rows, one after the other.
+        coded: True takes fewer bytes for the arrays where entropy coding does, and stores a plain blob where it does not.
 
     Raises:
         CompressionError: a row has 2^32 weights or more, or there are more than 2^24 groups, or groups of different sizes.
@@ -92,14 +103,35 @@ def pack(weight: PQWeight, layout: Layout, dtype: DType, groups: int = 1) -> byt
     if not 1 <= groups <= 1 << 24 or rows % groups:
         raise CompressionError(f"a table blob can't hold {rows} rows in {groups} groups: these are of one size, and at most 2^24")
     further = (groups - 1).to_bytes(3, "little")
-    header = HEADER.pack(MAGIC, VERSION, dtype, layout, len(weight.tables), further, rows, inner, spatial, weight.block_size)
-    scales = _bytes(weight.scale.expand(rows)) if dtype is DType.FLOAT32 else b""
-    return header + scales + b"".join(_pack_table(table) for table in weight.tables)
+    shape = (dtype, layout, len(weight.tables), further, rows, inner, spatial, weight.block_size)
+    plain = HEADER.pack(MAGIC, VERSION, *shape) + b"".join(array for _, array in _arrays(weight, dtype, planes=False))
+    if not coded:
+        return plain
+    arrays = [array for _, array in _arrays(coding.by_use(weight), dtype, planes=True)]
+    length = sum(map(len, arrays))
+    if length >= 1 << 32:
+        return plain
+    return min(plain, HEADER.pack(MAGIC, CODED, *shape) + LENGTH.pack(length) + coding.deflated(arrays), key=len)
 
 
 def is_blob(data: bytes) -> bool:
     """True if `data` is marked as a table blob."""
     return data.startswith(MAGIC)
+
+
+def is_coded(blob: bytes) -> bool:
+    """True if `data` is a table blob whose arrays are entropy-coded."""
+    return is_blob(blob) and blob[len(MAGIC) :].startswith(struct.pack("<H", CODED))
+
+
+def shares(blob: bytes) -> Counter[str]:
+    """How many bytes of a good coded blob are scales, centroids (with their sizes) and codes; the rest is the header."""
+    dtype = DType(HEADER.unpack_from(blob)[2])
+    kinds, arrays = zip(*_arrays(read(blob), dtype, planes=True), strict=True)
+    found: Counter[str] = Counter()
+    for kind, size in zip(kinds, coding.shares(blob[CODED_HEADER:], [*map(len, arrays)]), strict=True):
+        found[kind] += size
+    return found
 
 
 def unpack(blob: bytes) -> bytes:
@@ -122,10 +154,10 @@ def read(blob: bytes) -> PQWeight:
     if len(blob) < HEADER.size or not is_blob(blob):
         raise InputError(f"no table blob: {len(blob)} bytes that start with {blob[:16].hex(' ')}; expected {MAGIC.hex(' ')}")
     _, version, dtype, layout, count, further, rows, inner, spatial, block = HEADER.unpack_from(blob)
-    if version != VERSION or dtype not in set(DType) or layout not in set(Layout) or count not in (1, 2):
+    if version not in (VERSION, CODED) or dtype not in set(DType) or layout not in set(Layout) or count not in (1, 2):
         raise InputError(
             f"table blob of version {version}, dtype {dtype}, layout {layout}, {count} tables; "
-            f"expected version {VERSION}, dtype 1 or 2, layout 0 to 3, 1 or 2 tables"
+            f"expected version {VERSION} or {CODED}, dtype 1 or 2, layout 0 to 3, 1 or 2 tables"
         )
     if rows % (groups := 1 + int.from_bytes(further, "little")):
         raise InputError(f"table blob of {rows} rows in {groups} groups; expected groups of one size")
@@ -135,13 +167,13 @@ def read(blob: bytes) -> PQWeight:
             f"table blob of {rows} rows of {inner} x {spatial} weights, blocks of {block}; "
             "expected blocks that fill a row of fewer than 2^32 weights"
         )
-    body = _Body(blob, HEADER.size)
+    body = _Body(blob, HEADER.size) if version == VERSION else _inflated(blob)
     scale = torch.ones(1)
     if dtype == DType.FLOAT32:
         scale = torch.from_numpy(np.frombuffer(body.take(4 * rows, "scales"), "<f4").astype(np.float32))
     weight: PQWeight | None = None
     try:
-        for codes, centroids in reversed([_read_table(body, rows, row // block, block) for _ in range(count)]):
+        for codes, centroids in reversed([_read_table(body, rows, row // block, block, version == CODED) for _ in range(count)]):
             weight = PQWeight(codes, centroids, scale, (rows, inner, spatial), residual=weight)
     except CompressionError as error:
         raise InputError(f"table blob: {error}") from None
@@ -151,7 +183,7 @@ def read(blob: bytes) -> PQWeight:
 
 
 class _Body:
-    """Takes a blob's arrays one after the other."""
+    """Takes the arrays of a blob one after the other."""
 
     def __init__(self, blob: bytes, at: int) -> None:
         self._blob, self._at = blob, at
@@ -169,13 +201,33 @@ class _Body:
             raise InputError(f"table blob of {len(self._blob)} bytes; its header promises {self._at}")
 
 
-def _pack_table(table: PQWeight) -> bytes:
-    books, size, _ = table.centroids.shape
-    codes = pack_halves(table.codes) if code_bits(size) == 4 else table.codes
-    return SIZES.pack(books, size) + _bytes(table.centroids) + _bytes(codes)
+def _inflated(blob: bytes) -> _Body:
+    """The arrays of a coded blob."""
+    if len(blob) < CODED_HEADER:
+        raise InputError(f"table blob of {len(blob)} bytes; a coded one has a header of {CODED_HEADER}")
+    (length,) = LENGTH.unpack_from(blob, HEADER.size)
+    try:
+        return _Body(coding.inflated(blob[CODED_HEADER:], length), 0)
+    except InputError as error:
+        raise InputError(f"table blob: {error}") from None
 
 
-def _read_table(body: _Body, rows: int, columns: int, block: int) -> tuple[Tensor, Tensor]:
+def _arrays(weight: PQWeight, dtype: DType, planes: bool) -> list[tuple[str, bytes]]:
+    """Scales where the blob has them, then each table's sizes with its centroids, and its codes, each with its kind.
+
+    `planes` puts the low bytes of 16-bit codes before their high bytes.
+    """
+    arrays = [("scales", _bytes(weight.scale.expand(weight.shape[0])))] if dtype is DType.FLOAT32 else []
+    for table in weight.tables:
+        books, size, _ = table.centroids.shape
+        codes = _bytes(pack_halves(table.codes) if code_bits(size) == 4 else table.codes)
+        split = planes and code_bits(size) == 16
+        arrays.append(("centroids", SIZES.pack(books, size) + _bytes(table.centroids)))
+        arrays += [("codes", part) for part in ((codes[::2], codes[1::2]) if split else (codes,))]
+    return arrays
+
+
+def _read_table(body: _Body, rows: int, columns: int, block: int, planes: bool) -> tuple[Tensor, Tensor]:
     """Codes [rows, columns] and centroids [G, K, d]."""
     books, size = SIZES.unpack(body.take(SIZES.size, "a table"))
     if not 1 <= size <= MAX_CENTROIDS or not 1 <= books <= columns:
@@ -186,13 +238,15 @@ def _read_table(body: _Body, rows: int, columns: int, block: int) -> tuple[Tenso
     centroids = np.frombuffer(body.take(books * size * block, "centroids"), np.int8).reshape(books, size, block).copy()
     bits = code_bits(size)
     packed = body.take(-(-rows * columns * bits // 8), "codes")
+    if planes and bits == 16:
+        packed = np.frombuffer(packed, np.uint8).reshape(2, -1).T.tobytes()
     codes = torch.from_numpy(np.frombuffer(packed, "<u2" if bits == 16 else "u1").astype(np.uint16 if bits == 16 else np.uint8))
     if bits == 4:
         codes = unpack_halves(codes, rows * columns)
     return codes.reshape(rows, columns), torch.from_numpy(centroids)
 
 
-def named_blobs(weight: PQWeight, dtype: DType, transposed: Iterable[int] = ()) -> dict[str, bytes]:
+def named_blobs(weight: PQWeight, dtype: DType, transposed: Iterable[int] = (), coded: bool = False) -> dict[str, bytes]:
     """Blobs of a weight that are smaller than the dense constant, by the key under which XNNPACK stores that.
 
     The key is the SHA-256 of the dense bytes in hex, so weights with equal values share an entry. There is a blob for each layout in which
@@ -202,10 +256,11 @@ def named_blobs(weight: PQWeight, dtype: DType, transposed: Iterable[int] = ()) 
         weight: the table.
         dtype: of the constant.
         transposed: the number of groups of each transposed convolution that reads the weight.
+        coded: as for `pack`.
     """
     blobs: dict[str, bytes] = {}
     for layout, groups in stored_orders(weight.shape, transposed):
-        blob, constant = pack(weight, layout, dtype, groups), dense(weight, layout, dtype, groups)
+        blob, constant = pack(weight, layout, dtype, groups, coded), dense(weight, layout, dtype, groups)
         if len(blob) < len(constant):
             blobs[sha256(constant).hexdigest()] = blob
     return blobs

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from qn_deploy.cli import main
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.account import account
+from qn_deploy.exporting.export import ExportConfig, export
 
 
 def kinds(path: Path) -> Counter[str]:
@@ -29,12 +30,26 @@ def test_every_byte_of_a_model_is_told(model: Any) -> None:
     assert found["graph"] > 1000 and found["examples"] > 0
 
 
+@pytest.fixture(scope="module")
+def uncoded(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("uncoded") / "build"
+    export(model.program, folder, ExportConfig(only=("executorch",), options={"executorch": {"coding": "none"}}))
+    return folder
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.pte", "model.stock.qnz"])
-def test_every_byte_of_a_program_is_told(model: Any, build: Any, name: str) -> None:
-    found = kinds(build.folder / name)
+def test_every_byte_of_a_program_is_told(model: Any, build: Any, uncoded: Path, name: str) -> None:
+    found = kinds((build.folder if name == "model.onnx" else uncoded) / name)
     tables = model.program.weights.values()
     assert found["centroids"] == sum(weight.centroids.numel() for weight in tables)
     assert found["codes"] == sum(weight.nbytes - weight.centroids.numel() - weight.scale.nbytes for weight in tables)
+
+
+@pytest.mark.parametrize("name", ["model.pte", "model.stock.qnz"])
+def test_every_byte_of_a_coded_program_is_told(build: Any, uncoded: Path, name: str) -> None:
+    found, plain = kinds(build.folder / name), kinds(uncoded / name)
+    assert 0 < found["codes"] + found["centroids"] < plain["codes"] + plain["centroids"]
+    assert sum(found.values()) < sum(plain.values())
 
 
 def test_a_folder_is_told_file_by_file(build: Any) -> None:

@@ -6,9 +6,7 @@
 #include <optional>
 
 #include "bytes.h"
-
-// As zlib.h declares it. The library is on every system, its header is not, and this function has not changed in twenty years.
-extern "C" int uncompress(unsigned char* out, unsigned long* out_size, const unsigned char* data, unsigned long size);
+#include "inflate.h"
 
 namespace qn {
 
@@ -24,7 +22,7 @@ class GraphBlob {
   static std::optional<GraphBlob> parse(const uint8_t* data, size_t size) {
     if (!has_magic(data, size) || size < kHeaderBytes || read_u32(data + 16) != 1) return std::nullopt;
     const uint32_t graph_bytes = read_u32(data + 20);
-    if (graph_bytes == 0 || graph_bytes > kLimit || graph_bytes / kMost > size - kHeaderBytes) return std::nullopt;
+    if (graph_bytes > kLimit || !can_inflate_to(size - kHeaderBytes, graph_bytes)) return std::nullopt;
     return GraphBlob(data + kHeaderBytes, size - kHeaderBytes, graph_bytes);
   }
 
@@ -32,14 +30,10 @@ class GraphBlob {
   size_t graph_bytes() const { return graph_bytes_; }
 
   // Writes the graph to `out`, which has graph_bytes() bytes; false if the stream is damaged or holds another number of bytes.
-  bool inflate(void* out) const {
-    unsigned long written = graph_bytes_;
-    return uncompress(static_cast<unsigned char*>(out), &written, stream_, size_) == 0 && written == graph_bytes_;
-  }
+  bool inflate(void* out) const { return qn::inflate(stream_, size_, static_cast<uint8_t*>(out), graph_bytes_); }
 
  private:
   static constexpr size_t kHeaderBytes = 24;
-  static constexpr uint32_t kMost = 1032;  // bytes that one byte of a zlib stream stands for
   static constexpr uint32_t kLimit = uint32_t{1} << 30;
 
   GraphBlob(const uint8_t* stream, size_t size, uint32_t graph_bytes) : stream_(stream), size_(size), graph_bytes_(graph_bytes) {}

@@ -1,14 +1,17 @@
-// Table blob, version 2: one constant as codes into tables of int8 centroids. ../README.md specifies it byte by byte.
+// Table blob, versions 2 and 3: one constant as codes into tables of int8 centroids. ../README.md specifies it byte by byte.
 //
-// Plain C++17 without ExecuTorch, so that any reader can take this file and bytes.h as they are. The input is never trusted: parse()
-// accepts a blob only if every later access stays inside it and inside dense_bytes() of output.
+// Plain C++17 and zlib without ExecuTorch, so that any reader can take this file, bytes.h and inflate.h as they are. The input is never
+// trusted: parse() accepts a blob only if every later access stays inside it and inside dense_bytes() of output.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <new>
 #include <optional>
 
 #include "bytes.h"
+#include "inflate.h"
 
 namespace qn {
 
@@ -20,11 +23,11 @@ class TableBlob {
     return starts_with(data, size, kMagic);
   }
 
-  // A view of a blob that breaks no rule of the format, or nothing. `data` has to outlive the view.
+  // A view of a blob that breaks no rule of the format, or nothing. `data` has to outlive the view, which owns the arrays of a coded blob.
   static std::optional<TableBlob> parse(const uint8_t* data, size_t size) {
     if (!has_magic(data, size) || size < kHeaderBytes) return std::nullopt;
-    const bool known = data[16] == 2 && data[17] == 0 && (data[18] == kInt8 || data[18] == kFloat32) && data[19] <= kISO &&
-                       (data[20] == 1 || data[20] == 2);
+    const bool known = (data[16] == kPlain || data[16] == kCoded) && data[17] == 0 && (data[18] == kInt8 || data[18] == kFloat32) &&
+                       data[19] <= kISO && (data[20] == 1 || data[20] == 2);
     if (!known) return std::nullopt;
 
     TableBlob blob;
@@ -36,7 +39,10 @@ class TableBlob {
     blob.inner_ = read_u32(data + 28);
     blob.spatial_ = read_u32(data + 32);
     blob.block_ = read_u32(data + 36);
-    return blob.lay_out(data + kHeaderBytes, size - kHeaderBytes) && blob.contents_valid() ? std::optional(blob) : std::nullopt;
+    const uint8_t* body = data + kHeaderBytes;
+    uint64_t left = size - kHeaderBytes;
+    if (data[16] == kCoded && !blob.inflate(body, left)) return std::nullopt;
+    return blob.lay_out(body, left) && blob.contents_valid() ? std::optional(blob) : std::nullopt;
   }
 
   // Bytes of the constant that the blob stands for.
@@ -52,12 +58,14 @@ class TableBlob {
   }
 
  private:
+  enum Version : uint8_t { kPlain = 2, kCoded = 3 };
   enum DType : uint8_t { kInt8 = 1, kFloat32 = 2 };
   enum Layout : uint8_t { kOIS = 0, kOSI = 1, kSIO = 2, kISO = 3 };
   static constexpr size_t kHeaderBytes = 40;
 
   struct Table {
     uint64_t books = 0, size = 0;  // codebooks, centroids in each
+    uint64_t step = 2, high = 1;   // where the low byte of a 16-bit code stands, for each code, and its high byte after it
     const int8_t* centroids = nullptr;
     const uint8_t* codes = nullptr;
 
@@ -67,7 +75,7 @@ class TableBlob {
       switch (bits()) {
         case 4: return codes[block / 2] >> (block % 2 * 4) & 15;
         case 8: return codes[block];
-        default: return codes[2 * block] | codes[2 * block + 1] << 8;
+        default: return codes[step * block] | codes[step * block + high] << 8;
       }
     }
   };
@@ -100,6 +108,17 @@ class TableBlob {
     return value;
   }
 
+  // Puts the arrays that a stream stands for in its place.
+  bool inflate(const uint8_t*& body, uint64_t& left) {
+    if (left < 4) return false;
+    const uint32_t bytes = read_u32(body);
+    if (!can_inflate_to(left - 4, bytes)) return false;
+    arrays_.reset(new (std::nothrow) uint8_t[bytes]);
+    if (arrays_ == nullptr || !qn::inflate(body + 4, left - 4, arrays_.get(), bytes)) return false;
+    body = arrays_.get(), left = bytes;
+    return true;
+  }
+
   // Checks the sizes against each other and the length, and finds the arrays.
   bool lay_out(const uint8_t* body, uint64_t left) {
     if (rows_ == 0 || inner_ == 0 || spatial_ == 0 || block_ == 0 || rows_ % groups_ != 0) return false;
@@ -128,6 +147,7 @@ class TableBlob {
     const uint64_t blocks = rows_ * columns_;  // <= dense_bytes_
     const uint64_t code_bytes = table.bits() == 4 ? blocks / 2 + blocks % 2 : table.bits() == 8 ? blocks : 2 * blocks;
     table.codes = take(body, left, code_bytes);
+    if (arrays_ != nullptr) table.step = 1, table.high = blocks;  // all low bytes come first
     return table.codes != nullptr;
   }
 
@@ -233,6 +253,7 @@ class TableBlob {
   uint64_t groups_ = 0, rows_ = 0, inner_ = 0, spatial_ = 0, block_ = 0, columns_ = 0;
   size_t dense_bytes_ = 0;
   const uint8_t* scales_ = nullptr;
+  std::shared_ptr<uint8_t[]> arrays_;  // of a coded blob
   Table first_, residual_;
 };
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import random
 import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from itertools import product
 
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.weights.compressed import PQWeight, codes_dtype
-from qn_deploy.weights.table_blob import MAGIC, DType, Layout, dense, named_blobs, pack, stored_orders, unpack
+from qn_deploy.weights.table_blob import MAGIC, DType, Layout, dense, is_coded, named_blobs, pack, stored_orders, unpack
 from tests.conftest import random_table
 
 # rows 2, inner 1, spatial 4: blocks of 2, so 2 block columns, each with its own codebook of 3 centroids
@@ -64,6 +67,19 @@ GROUPED_BLOB = bytes.fromhex(
     "04 00 00 00  02 00 00 00  02 00 00 00  02 00 00 00"
     "01 00 00 00  04 00 00 00  01 02 03 04 05 06 07 08  30 31 32 33"
 )
+# PAIR, coded: 16-bit codes lie in two planes, and one stored block holds all
+PAIR_ARRAYS = bytes.fromhex(
+    "01 00 00 00  2c 01 00 00" + "64" + "00" * 298 + "9c" + "2b 00 00  01 00 01"  # low bytes of the codes, high bytes
+    "01 00 00 00  02 00 00 00  32 f9  01 01"
+)
+CODED_PAIR_BLOB = (
+    PAIR_BLOB[:16]
+    + b"\3"
+    + PAIR_BLOB[17:40]
+    + struct.pack("<I", len(PAIR_ARRAYS))
+    + bytes.fromhex("78 01  01") + struct.pack("<2H", len(PAIR_ARRAYS), len(PAIR_ARRAYS) ^ 0xFFFF) + PAIR_ARRAYS
+    + struct.pack(">I", zlib.adler32(PAIR_ARRAYS))
+)  # fmt: skip
 
 
 def divisors(number: int) -> list[int]:
@@ -112,7 +128,47 @@ def test_unpack_reads_the_bytes_of_the_specification() -> None:
     rows = [[0.5 * v for v in (1, 2, -5, -6)], [2.0 * v for v in (3, 4, -1, -2)]]
     assert unpack(SMALL_BLOB) == struct.pack("<8f", *(rows[o][p] for p in range(4) for o in range(2)))
     assert unpack(PAIR_BLOB) == struct.pack("<3b", -107, 127, -7)  # 100 + 50 saturates
+    assert unpack(CODED_PAIR_BLOB) == unpack(PAIR_BLOB)
     assert unpack(GROUPED_BLOB) == bytes([1, 3, 2, 4, 7, 7, 8, 8, 5, 7, 6, 8, 7, 7, 8, 8])  # a group of rows 0 and 1, one of rows 2 and 3
+
+
+def test_a_coded_blob_is_written_by_the_specification() -> None:
+    blob = pack(PAIR, Layout.OIS, DType.INT8, coded=True)
+    arrays = zlib.decompress(blob[44:])
+    assert blob[:44] == CODED_PAIR_BLOB[:44] and len(arrays) == len(PAIR_ARRAYS)
+    assert arrays[:11] == bytes.fromhex("01 00 00 00  2c 01 00 00  64 00 9c")  # those in use first: centroids 0, 256 and 299
+    assert arrays[308:] == bytes.fromhex("02 00 01  00 00 00  01 00 00 00  02 00 00 00  f9 32  10 00")  # of the residual 1 before 0
+    assert is_coded(blob) and not is_coded(PAIR_BLOB) and not is_coded(b"no blob" + blob)
+
+
+@st.composite
+def used_unevenly(draw: st.DrawFn) -> PQWeight:
+    """A table whose codes are uniform, skewed or all the same."""
+    size, books, rows = draw(st.sampled_from([1, 2, 3, 15, 16, 17, 255, 256, 257, 3000])), draw(st.integers(1, 3)), draw(st.integers(1, 40))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    skew = draw(st.sampled_from([1.0, 8.0, 1e9]))
+    codes = (torch.rand(rows, 6, generator=generator) ** skew * size).long().clamp_max(size - 1).to(codes_dtype(size))
+    centroids = (8 * torch.randn(books, size, 2, generator=generator)).round().clamp(-127, 127).to(torch.int8)
+    return PQWeight(codes, centroids, torch.rand(rows, generator=generator) + 0.5, (rows, 12))
+
+
+@given(table=used_unevenly(), dtype=st.sampled_from(DType))
+@settings(max_examples=60, deadline=None)
+def test_a_coded_blob_holds_the_same_weight_in_no_more_bytes(table: PQWeight, dtype: DType) -> None:
+    plain, coded = pack(table, Layout.OIS, dtype), pack(table, Layout.OIS, dtype, coded=True)
+    assert unpack(coded) == unpack(plain)
+    assert len(coded) < len(plain) if is_coded(coded) else coded == plain
+
+
+def test_codes_that_are_used_unevenly_take_their_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = (256 * torch.rand(256, 64, generator=generator) ** 3).to(torch.uint8)
+    table = PQWeight(codes, torch.randint(-99, 99, (1, 256, 8), dtype=torch.int8, generator=generator), torch.ones(1), (256, 512))
+    share = torch.bincount(codes.flatten().long(), minlength=256).double() / codes.numel()
+    bits = -(share * share.clamp_min(1e-9).log2()).sum().item() * codes.numel()
+    plain, coded = pack(table, Layout.OIS, DType.INT8), pack(table, Layout.OIS, DType.INT8, coded=True)
+    assert codes.numel() - bits / 8 > 1500
+    assert len(plain) - len(coded) > 0.95 * (codes.numel() - bits / 8)
 
 
 @given(blob=blobs_of())
@@ -132,14 +188,27 @@ def test_rows_that_are_in_no_such_groups_are_refused(groups: int) -> None:
 
 
 def test_native_reader_expands_as_python_does(read_natively) -> None:
-    blobs = [SMALL_BLOB, PAIR_BLOB, GROUPED_BLOB, *(pack(KERNELS, *form, groups) for *form, groups in product(Layout, DType, (1, 3)))]
+    blobs = [
+        SMALL_BLOB,
+        PAIR_BLOB,
+        CODED_PAIR_BLOB,
+        GROUPED_BLOB,
+        *(pack(KERNELS, *form, groups) for *form, groups in product(Layout, DType, (1, 3))),
+    ]
 
     @given(blob=blobs_of())
     @settings(max_examples=200, deadline=None, database=None)
     def collect(blob: tuple[PQWeight, Layout, DType, int]) -> None:
         blobs.append(pack(*blob))
 
+    @given(table=used_unevenly(), dtype=st.sampled_from(DType))
+    @settings(max_examples=60, deadline=None, database=None)
+    def collect_coded(table: PQWeight, dtype: DType) -> None:
+        blobs.append(pack(table, Layout.OIS, dtype, coded=True))
+
     collect()
+    collect_coded()
+    assert sum(map(is_coded, blobs)) > 10
     assert read_natively(blobs) == [unpack(blob) for blob in blobs]
 
 
@@ -159,6 +228,7 @@ def test_native_reader_refuses_what_python_refuses(read_natively) -> None:
         blobs.append(GROUPED_BLOB[:21] + (groups - 1).to_bytes(3, "little") + GROUPED_BLOB[24:])
         blobs.append(GROUPED_BLOB[:21] + (groups * 2**8 - 1).to_bytes(3, "little") + GROUPED_BLOB[24:])
         blobs.append(GROUPED_BLOB[:21] + (groups * 2**16 - 1).to_bytes(3, "little") + GROUPED_BLOB[24:])
+    blobs += damaged_streams(rng)
     huge = 2**32 - 1
     blobs += [SMALL_BLOB[:18] + b"\1" + SMALL_BLOB[19:24] + struct.pack("<6I", *[huge] * 4, *sizes) for sizes in ((huge, huge), (1, 2**16))]
     # One rule broken, the length right for it: more codebooks than columns, K = 65537, blocks across rows, no rows at all.
@@ -173,6 +243,46 @@ def test_native_reader_refuses_what_python_refuses(read_natively) -> None:
     native, python = read_natively(blobs), [read_in_python(blob) for blob in blobs]
     assert native == python
     assert 100 < sum(result is None for result in python) < len(blobs) - 100  # both verdicts occur
+
+
+def damaged_streams(rng: random.Random) -> list[bytes]:
+    """A coded blob cut off anywhere, with flipped bits, and with arrays that break a rule in a stream that does not."""
+    good = pack(PAIR, Layout.OIS, DType.INT8, coded=True)
+    blobs = [good[:n] for n in range(40, len(good))]
+    for blob in (good, CODED_PAIR_BLOB):
+        for _ in range(500):
+            at = rng.randrange(16, len(blob))
+            blobs.append(blob[:at] + bytes([blob[at] ^ 1 << rng.randrange(8)]) + blob[at + 1 :])
+    for _ in range(500):
+        arrays = bytearray(PAIR_ARRAYS)
+        arrays[rng.choice([*range(9), *range(308, len(arrays))])] = rng.choice([0, 1, 2, 0x7F, 0x80, 0xFF])
+        blobs.append(recoded(bytes(arrays[: rng.choice([len(arrays), len(arrays), rng.randrange(len(arrays))])])))
+    blobs += [recoded(PAIR_ARRAYS, length) for length in (0, 1, len(PAIR_ARRAYS) - 1, len(PAIR_ARRAYS) + 1, 2**31, 2**32 - 1)]
+    return blobs
+
+
+def recoded(arrays: bytes, length: int | None = None) -> bytes:
+    """PAIR's header before other arrays, which have this length or are said to."""
+    return CODED_PAIR_BLOB[:40] + struct.pack("<I", len(arrays) if length is None else length) + zlib.compress(arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param(lambda b: b[:42], "42 bytes; a coded one has a header of 44", id="half a header"),
+        pytest.param(lambda b: b[:-1], "does not end after 326 bytes", id="short"),
+        pytest.param(lambda b: b + b"\0", "or something follows it", id="long"),
+        pytest.param(lambda b: b[:60] + b"\x41" + b[61:], "zlib stream: .* incorrect data check", id="flipped"),
+        pytest.param(lambda b: b[:40] + b"\xff" * 4 + b[44:], "of 337 bytes can't stand for 4294967295", id="too long a promise"),
+        pytest.param(lambda b: recoded(PAIR_ARRAYS, 325), "does not end after 325 bytes", id="too short a promise"),
+        pytest.param(lambda b: recoded(PAIR_ARRAYS[:-1]), "325 bytes; its header promises codes up to byte 326", id="codes missing"),
+        pytest.param(lambda b: recoded(PAIR_ARRAYS + b"\0"), "327 bytes; its header promises 326", id="codes left"),
+        pytest.param(lambda b: recoded(PAIR_ARRAYS.replace(b"\x2b", b"\x2c")), "code 300", id="code past the table"),
+    ],
+)
+def test_a_damaged_stream_is_refused_by_name(change: Callable[[bytes], bytes], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        unpack(change(CODED_PAIR_BLOB))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +339,9 @@ def test_named_blobs_are_found_by_the_digest_of_the_dense_bytes_and_only_where_s
     large = random_table((64, 256), 8, per_row=False)
     assert named_blobs(large, DType.INT8) == {sha256(large.int8().numpy().tobytes()).hexdigest(): pack(large, Layout.OIS, DType.INT8)}
     assert named_blobs(SMALL, DType.INT8) == {}
+    skewed = replace(large, codes=large.codes % 3)
+    (blob,) = named_blobs(skewed, DType.INT8, coded=True).values()
+    assert blob == pack(skewed, Layout.OIS, DType.INT8, coded=True) and is_coded(blob)
 
 
 def test_a_weight_has_a_blob_for_each_transposed_convolution_that_reads_it() -> None:

@@ -1,8 +1,5 @@
 package qndeploy;
 
-import java.io.ByteArrayInputStream;
-import java.io.DataInputStream;
-import java.io.EOFException;
 import java.io.File;
 import java.io.FileOutputStream;
 import java.io.IOException;
@@ -13,16 +10,12 @@ import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.util.Arrays;
 import java.util.zip.CRC32;
-import java.util.zip.Inflater;
-import java.util.zip.InflaterInputStream;
-import java.util.zip.ZipException;
 
 /** The stock form, version 1 (model.stock.qnz): rebuilds a plain stock .pte. exporters/to_executorch/README.md specifies the bytes. */
 final class StockForm {
     private static final String MAGIC = "\u0089QNSTOCKw!\u0086\u0001\u00e0\t\u00cf\u000b";
     private static final int HEADER = 64;
     private static final int PIECE = 16;
-    private static final int MOST = 1032; // bytes that one byte of a zlib stream stands for
 
     private StockForm() {}
 
@@ -86,22 +79,7 @@ final class StockForm {
 
     private static byte[] expand(int kind, byte[] stored, int rebuilt) throws IOException {
         check(kind >= 0 && kind <= 2, "a piece of kind " + kind);
-        return kind == 0 ? stored : kind == 1 ? inflate(stored, rebuilt) : new TableBlob(stored).dense();
-    }
-
-    private static byte[] inflate(byte[] stream, int size) throws IOException {
-        check(size / MOST <= stream.length, "a stream is too short for its piece's size"); // before memory is taken for it
-        Inflater inflater = new Inflater();
-        try (DataInputStream in = new DataInputStream(new InflaterInputStream(new ByteArrayInputStream(stream), inflater, stream.length))) {
-            byte[] data = new byte[size];
-            in.readFully(data);
-            check(in.read() < 0 && inflater.getRemaining() == 0, "a stream is not of its piece's size");
-            return data;
-        } catch (ZipException | EOFException error) {
-            throw new BadFileException("stock form: a damaged stream: " + error.getMessage());
-        } finally {
-            inflater.end(); // closing the stream does not
-        }
+        return kind == 0 ? stored : kind == 1 ? Streams.inflate("stock form", stored, rebuilt) : new TableBlob(stored).dense();
     }
 
     private static void check(boolean holds, String otherwise) throws BadFileException {

@@ -3,14 +3,17 @@ package qndeploy;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 
-/** A table blob, version 2: codes and centroids that stand for a dense weight. exporters/to_executorch/README.md specifies the bytes. */
+/** A table blob, version 2 or 3: codes and centroids that stand for a dense weight. exporters/to_executorch/README.md specifies the bytes. */
 final class TableBlob {
     private static final String MAGIC = "\u0089QNTABLE\u0085\u00f3\u00ed\u001bqMz/";
     private static final int HEADER = 40;
+    private static final int PLAIN = 2, CODED = 3; // versions
     private static final int OSI = 1, SIO = 2, ISO = 3;
 
-    private final ByteBuffer bytes;
+    private final ByteBuffer bytes; // the arrays
+    private final boolean coded;
     private final int layout;
     private final long rows, group, inner, spatial, block; // group: rows in each
     private final float[] scales;
@@ -18,26 +21,30 @@ final class TableBlob {
 
     /** Reads a blob and checks every rule of the format. */
     TableBlob(byte[] blob) throws BadFileException {
-        bytes = ByteBuffer.wrap(blob).order(ByteOrder.LITTLE_ENDIAN);
+        ByteBuffer header = ByteBuffer.wrap(blob).order(ByteOrder.LITTLE_ENDIAN);
         check(blob.length >= HEADER && new String(blob, 0, 16, StandardCharsets.ISO_8859_1).equals(MAGIC), "it does not start as one");
         int dtype = blob[18];
         layout = blob[19];
         int tables = blob[20];
-        boolean known = bytes.getShort(16) == 2 && (dtype == 1 || dtype == 2) && layout >= 0 && layout <= ISO && (tables == 1 || tables == 2);
+        int version = header.getShort(16);
+        coded = version == CODED;
+        boolean known = (version == PLAIN || coded) && (dtype == 1 || dtype == 2) && layout >= 0 && layout <= ISO && (tables == 1 || tables == 2);
         check(known, "version, type, layout or number of tables is unknown");
-        rows = unsigned(24);
-        inner = unsigned(28);
-        spatial = unsigned(32);
-        block = unsigned(36);
+        rows = unsigned(header, 24);
+        inner = unsigned(header, 28);
+        spatial = unsigned(header, 32);
+        block = unsigned(header, 36);
         check(rows > 0 && inner > 0 && spatial > 0 && block > 0 && inner <= 0xffffffffL / spatial, "its shape is out of range");
-        int groups = 1 + (bytes.getInt(20) >>> 8);
+        int groups = 1 + (header.getInt(20) >>> 8);
         check(rows % groups == 0, "its rows are not in groups of one size");
         group = rows / groups;
         long row = inner * spatial;
         int width = dtype == 2 ? 4 : 1;
         check(row % block == 0 && rows <= Integer.MAX_VALUE / width / row, "blocks do not fill its rows, or it is too large for this app");
-        check(block <= blob.length && rows * (row / block) / 2 <= blob.length, "it ends within its codes"); // before memory is taken for it
-        bytes.position(HEADER);
+        bytes = coded ? inflated(blob, header) : header;
+        bytes.position(coded ? 0 : HEADER);
+        long held = bytes.remaining();
+        check(block <= held && rows * (row / block) / 2 <= held, "it ends within its codes"); // before memory is taken for it
         scales = dtype == 2 ? new float[(int) rows] : null;
         if (scales != null) {
             take(4 * rows, "scales").asFloatBuffer().get(scales);
@@ -99,7 +106,7 @@ final class TableBlob {
         ByteBuffer codes = take(size > 256 ? 2 * count : size > 16 ? count : (count + 1) / 2, "its codes");
         check(size > 16 || count % 2 == 0 || codes.get((int) (count / 2)) >> 4 == 0, "the half byte after its codes is not 0");
         for (int i = 0; i < count; i++) {
-            int code = size > 256 ? codes.getShort(2 * i) & 0xffff : size > 16 ? codes.get(i) & 255 : codes.get(i / 2) >> i % 2 * 4 & 15;
+            int code = size > 256 ? wide(codes, i) : size > 16 ? codes.get(i) & 255 : codes.get(i / 2) >> i % 2 * 4 & 15;
             check(code < size, "a code has no centroid");
             long centroid = i % columns * books / columns * size + code;
             for (int t = 0; t < block; t++) {
@@ -107,6 +114,11 @@ final class TableBlob {
                 values[at] = (byte) Math.max(-127, Math.min(127, values[at] + centroids.get((int) (centroid * block + t))));
             }
         }
+    }
+
+    /** A code of 16 bits. In a coded blob all low bytes come first. */
+    private int wide(ByteBuffer codes, int i) {
+        return coded ? codes.get(i) & 255 | (codes.get(codes.limit() / 2 + i) & 255) << 8 : codes.getShort(2 * i) & 0xffff;
     }
 
     private ByteBuffer take(long size, String what) throws BadFileException {
@@ -117,8 +129,15 @@ final class TableBlob {
         return taken;
     }
 
-    private long unsigned(int at) {
-        return bytes.getInt(at) & 0xffffffffL;
+    /** The arrays of a coded blob. */
+    private static ByteBuffer inflated(byte[] blob, ByteBuffer header) throws BadFileException {
+        check(blob.length >= HEADER + 4, "it ends within its header");
+        byte[] stream = Arrays.copyOfRange(blob, HEADER + 4, blob.length);
+        return ByteBuffer.wrap(Streams.inflate("table blob", stream, header.getInt(HEADER))).order(ByteOrder.LITTLE_ENDIAN);
+    }
+
+    private static long unsigned(ByteBuffer header, int at) {
+        return header.getInt(at) & 0xffffffffL;
     }
 
     private static void check(boolean holds, String otherwise) throws BadFileException {
