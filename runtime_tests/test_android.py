@@ -125,8 +125,9 @@ def _identifier(name: str) -> str:
 def _blobs(climbs: Callable[[str], Any]) -> list[bytes]:
     """A blob for each layout, dtype and some numbers of groups of a convolution, and one for each other kind of table."""
     conv = climbs("conv net, static").program.weights["grouped.weight"]
-    blobs = [pack(conv, *form) for form in product(Layout, DType, (1, 4, 32))]
+    blobs = [pack(conv, *form, coded=coded) for *form, coded in product(Layout, DType, (1, 4, 32), (False, True))]
     weights = [weight for name in TABLES for weight in climbs(name).program.weights.values()]
     codes, centroids = torch.arange(15, dtype=torch.uint8).reshape(5, 3), torch.arange(-40, 40, dtype=torch.int8).reshape(1, 16, 5)
     odd = PQWeight(codes, centroids, torch.ones(1), (5, 15))  # the last code of 4 bits leaves half a byte
-    return blobs + [pack(weight, Layout.OIS, DType.INT8) for weight in [odd, *weights] if isinstance(weight, PQWeight)]
+    tables = [weight for weight in [odd, *weights] if isinstance(weight, PQWeight)]
+    return blobs + [pack(weight, Layout.OIS, DType.INT8, coded=coded) for weight in tables for coded in (False, True)]

@@ -33,7 +33,8 @@ def assign(rows: Tensor, upper: Tensor, books: Tensor, price: Price | None = Non
     def chosen(column: int, points: Tensor, whiten: Tensor) -> Tensor:
         # A block's loss is |error @ whiten|^2, what is left of it when all later weights make up for it as well as they can.
         book = books[column * len(books) // columns]
-        codes[:, :, column] = _nearest(points @ whiten, book @ whiten, None if price is None else price.of_column(column, columns))
+        costs = None if price is None else price.of_column(column, columns)
+        codes[:, :, column] = _nearest(points @ whiten, book @ whiten, costs)
         return F.embedding(codes[:, :, column], book)
 
     fed_back(rows, upper, d, chosen)
@@ -67,9 +68,8 @@ def improved(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor, price: Pr
             book = books[column * len(books) // columns]
             old = F.embedding(codes[:, :, column], book)
             points = old + near[:, :, here] @ inverse[column]
-            codes[:, :, column] = _nearest(
-                points @ lower[column], book @ lower[column], None if price is None else price.of_column(column, columns)
-            )
+            costs = None if price is None else price.of_column(column, columns)
+            codes[:, :, column] = _nearest(points @ lower[column], book @ lower[column], costs)
             moved[:, :, here] = F.embedding(codes[:, :, column], book) - old
             near.baddbmm_(moved[:, :, here], gram[:, first : first + d, begin:end], alpha=-1)
         pull.baddbmm_(moved, gram[:, begin:end], alpha=-1)

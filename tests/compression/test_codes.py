@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qn_deploy.compression.codes import assign, decoded, improved, refit
+from qn_deploy.compression.rate import Price
 from tests.compression.samples import inputs, random
 
 
@@ -44,6 +45,25 @@ def test_codes_are_those_of_one_block_after_the_other(groups: int, out: int, col
                 code = int(found[group, row, column])
                 assert float(cost[code]) <= float(cost.min()) * 1.01 + 1e-4
                 rest, left = rest[d:] + late @ error[code], left[d:, d:]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 2), st.integers(0, 9))
+def test_a_price_is_added_to_what_a_code_loses(groups: int, out: int, columns: int, count: int, seed: int) -> None:
+    d, size, count = 2, 5, min(count, columns)
+    n = columns * d
+    rows, table = random(groups, out, n, seed=seed), random(count, size, d, seed=seed + 1)
+    price = Price(random(groups, out, 1, seed=seed + 2).square(), random(count, size, seed=seed + 3).square())
+    # Where inputs do not go together each block is chosen by itself, first and again.
+    gram = torch.eye(n).repeat(groups, 1, 1)
+    found = assign(rows, gram, table, price)
+    again = improved(rows, gram, table, torch.zeros(groups * out, columns, dtype=torch.int64), price)
+    blocks, worth = rows.reshape(groups * out, columns, d), price.worth.flatten()[:, None]
+    for column in range(columns):
+        book, bits = table[column * count // columns], price.bits[column * count // columns]
+        cost = (blocks[:, column, None] - book).square().sum(2) + worth * bits
+        for codes in (found, again):
+            assert torch.all(cost.gather(1, codes[:, column, None])[:, 0] <= cost.amin(1) + 1e-4)
 
 
 @settings(max_examples=15, deadline=None)

@@ -10,6 +10,7 @@ from qn_deploy.compression.curvature import Feedback
 from qn_deploy.compression.feedback import integers_with_feedback, table_with_feedback
 from qn_deploy.errors import CompressionError
 from qn_deploy.recipe import Int4, Int8, Table
+from qn_deploy.weights.table_blob import DType, Layout, pack
 from qn_deploy.weights.tables import table_from_weight
 from tests.compression.samples import inputs, random, seen
 
@@ -39,6 +40,23 @@ def test_a_table_of_the_same_size_loses_less(shape: tuple[int, ...], groups: int
     found = table_with_feedback(weight, method, seen(x), per_channel=per_channel)
     assert found.nbytes <= plain.nbytes and found.shape == shape and found.scale.shape == plain.scale.shape
     assert lost(weight, found, x) < 0.5 * lost(weight, plain, x)
+
+
+def test_a_rate_gives_bits_for_loss() -> None:
+    weight, x = random(64, 64), seen(inputs(64))
+    found = [table_with_feedback(weight, Table(4, 64), x, rate=rate) for rate in (0.0, 0.3, 1.0, 3.0)]
+    coded = [len(pack(table, Layout.OIS, DType.INT8, coded=True)) for table in found]
+    loss = [lost(weight, table, inputs(64)) for table in found]
+    assert coded == sorted(coded, reverse=True) and coded[1] < 0.96 * coded[0] and coded[3] < 0.85 * coded[0]
+    assert loss == sorted(loss) and loss[1] < 1.2 * loss[0]
+    assert len(pack(found[3], Layout.OIS, DType.INT8)) <= len(pack(found[0], Layout.OIS, DType.INT8))
+
+
+def test_no_rate_is_no_change() -> None:
+    weight, x = random(32, 32), seen(inputs(32))
+    plain, found = (table_with_feedback(weight, Table(4, 16), x, **options) for options in ({}, {"rate": 0.0}))
+    assert torch.equal(plain.codes, found.codes) and torch.equal(plain.centroids, found.centroids)
+    assert int(plain.centroids.abs().max()) == 127  # all of int8's reach
 
 
 def test_int4_loses_less() -> None:

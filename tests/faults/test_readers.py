@@ -85,6 +85,7 @@ def test_readers_in_java(java: ModuleType, model: Any, build: Any, tmp_path: Pat
     for index, ((weight, groups), layout, dtype) in enumerate(product(weights, Layout, DType)):
         (good / f"{index}.blob").write_bytes(pack(weight, layout, dtype))
         (good / f"{index}-grouped.blob").write_bytes(pack(weight, layout, dtype, groups))
+        (good / f"{index}-coded.blob").write_bytes(pack(weight, layout, dtype, coded=True))
     for index in range(8):
         shutil.copy(build.folder / "model.stock.qnz", good / f"{index}.qnz")
     for name in ("manifest.json", "golden.safetensors"):

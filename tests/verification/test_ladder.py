@@ -22,6 +22,7 @@ from qn_deploy.verification.judge import Check
 from qn_deploy.verification.ladder import verify
 from qn_deploy.weights import table_blob
 from tests.verification.folders import Folder, failed, line, run_here
+from tests.verification.planted import with_other_codes
 
 
 @pytest.fixture
@@ -84,23 +85,10 @@ def test_rung_1_one_code_of_the_pte(good: Folder, here: None) -> None:
     good.only("model.pte")
     data = (good.path / "model.pte").read_bytes()
     blob = max((blob for blob in pte.named_data(data).values() if table_blob.is_blob(blob)), key=len)
-    good.write("model.pte", data.replace(blob, other_code(blob)))
+    good.write("model.pte", data.replace(blob, with_other_codes(blob)))
     (check,) = [check for check in verify(good.path).checks if check.rung == 1]
     assert check.passed is False
     assert check.what.startswith("model.pte: weights")
-
-
-def other_code(blob: bytes) -> bytes:
-    """The blob with one bit changed, such that it still decodes, to another weight."""
-    weight = table_blob.read(blob).int8()
-    for at in reversed(range(len(blob))):
-        changed = blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
-        try:
-            if not torch.equal(table_blob.read(changed).int8(), weight):
-                return changed
-        except InputError:
-            continue
-    raise AssertionError("no bit of the blob is a weight's")
 
 
 def test_rung_1_a_file_that_does_not_decode(good: Folder, here: None) -> None:
