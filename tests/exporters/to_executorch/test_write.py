@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.exporters.to_executorch import EXPORTER
+from qn_deploy.exporters.to_executorch import EXPORTER, tile_blob
+from qn_deploy.exporters.to_executorch.options import ExecutorchOptions
 from qn_deploy.exporters.to_executorch.pte import named_data
 from qn_deploy.exporting.export import write_file
 from qn_deploy.lowering.lower import Activations
 from qn_deploy.program.program import Program
 from qn_deploy.weights.compressed import IntWeight, PQWeight
-from qn_deploy.weights.table_blob import is_blob, unpack
+from qn_deploy.weights.table_blob import is_blob, is_coded, unpack
 
 MakeProgram = Callable[..., Program]
 RandomTable = Callable[..., PQWeight]
@@ -81,3 +83,38 @@ def test_an_int8_weight_in_a_blob_is_no_table(make_program: MakeProgram, random_
     written = write_file(EXPORTER, make_program(model, (torch.randn(3, 16),), weights), Activations.NONE)
     assert len(expanded(written.data)) == 2
     assert EXPORTER.table_hashes(written.data) == {sha256(dense(table.int8())).hexdigest()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", [Activations.STATIC, Activations.DYNAMIC, Activations.NONE])
+def test_entropy_coded_tables_are_the_same_program(
+    make_program: MakeProgram, random_table: RandomTable, twins: Callable[..., tuple[Tensor, ...]], activations: Activations
+) -> None:
+    model = nn.Sequential(nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 9, 32))
+    tables = {"0.weight": random_table((64, 16, 3, 3), 9, 256), "3.weight": random_table((32, 64 * 9), 4, 256)}
+    weights = {name: used_unevenly(table) for name, table in tables.items()}
+    inputs = (torch.randn(2, 16, 5, 5),)
+    program = make_program(model, inputs, weights)
+    coded = write_file(EXPORTER, program, activations)
+    plain = write_file(EXPORTER, program, activations, ExecutorchOptions(coding="none"))
+    forms = [[is_coded(constant) for constant in named_data(each.data).values() if is_blob(constant)] for each in (coded, plain)]
+    assert forms == [[True, True], [False, False]]
+    assert EXPORTER.dense(coded.data) == EXPORTER.dense(plain.data)
+    assert len(coded.data) < len(plain.data) - 300
+    for name, companion in coded.companions.items():
+        assert len(companion) < len(plain.companions[name]) - 300
+    assert all(map(torch.equal, twins(coded, inputs), twins(plain, inputs)))
+
+
+@pytest.mark.slow
+def test_tables_that_stay_in_memory_are_not_coded(make_program: MakeProgram, random_table: RandomTable) -> None:
+    table = used_unevenly(random_table((256, 256), 4, 256, 2))
+    program = make_program(nn.Sequential(nn.Linear(256, 256)), (torch.randn(2, 256),), {"0.weight": table})
+    written = write_file(EXPORTER, program, Activations.STATIC, ExecutorchOptions(memory="compressed"))
+    assert sum(tile_blob.is_blob(constant) for constant in named_data(written.data).values()) == 1
+    assert not any(map(is_coded, named_data(written.data).values()))
+
+
+def used_unevenly(table: PQWeight) -> PQWeight:
+    """The table with small codes more often than large ones."""
+    return replace(table, codes=(table.codes.int() ** 2 // table.centroids.shape[1]).to(table.codes.dtype))
