@@ -15,7 +15,6 @@ from torch import Tensor
 from qn_deploy.compression.moments import Moments
 from qn_deploy.errors import CompressionError, InputError
 
-_SPLIT = 128  # columns that are solved for at once, in float64
 _MOST_NOISE = 0.95  # of what tells H from a multiple of the identity
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -78,14 +77,12 @@ class Curvature:
             raise CompressionError("its inputs hold NaN or infinity; look for it in the batches")
         # A matrix of a wide layer is large, and twice as large in float64: few of them live at once.
         least = _shrinkage(moments)
-        move = moments.shift.clone()
-        if config.correction and move.any():
-            lower = torch.linalg.cholesky(_damped(moments.gram, least.clamp_min(config.correction_damping)).double())
-            for part in torch.split(move, _SPLIT, 1):
-                part.copy_(config.correction * torch.cholesky_solve(part.mT.double(), lower).mT)
+        if config.correction and moments.shift.any():
+            lower = torch.linalg.cholesky(_damped(moments.gram, least.clamp_min(config.correction_damping)).double()).float()
+            move = torch.cholesky_solve(moments.shift.mT, lower).mT.mul_(config.correction)
             del lower
         else:
-            move.zero_()
+            move = torch.zeros_like(moments.shift)
         gram = _damped(moments.gram, least.clamp_min(config.damping))
         return cls(gram, _factor(gram), move, moments.mean, moments.their_mean)
 
