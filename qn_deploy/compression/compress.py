@@ -19,6 +19,7 @@ from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.sites import operator_name
 from qn_deploy.graph.walk import Walk
+from qn_deploy.memory import give_back
 from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
@@ -79,6 +80,7 @@ def compress(
             work.code(target)
     else:
         ranges = _one_pass(program, found, as_batches(program, batches), work, losses)
+        give_back()
     return replace(
         program,
         exported=with_constants(program.exported, {name: weight.dequantize() for name, weight in work.weights.items()} | work.biases),

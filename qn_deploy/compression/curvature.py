@@ -78,7 +78,7 @@ class Curvature:
         # A matrix of a wide layer is large, and twice as large in float64: few of them live at once.
         least = _shrinkage(moments)
         if config.correction and moments.shift.any():
-            lower = torch.linalg.cholesky(_damped(moments.gram, least.clamp_min(config.correction_damping)).double()).float()
+            lower = _lower(_damped(moments.gram, least.clamp_min(config.correction_damping))).float()
             move = torch.cholesky_solve(moments.shift.mT, lower).mT.mul_(config.correction)
             del lower
         else:
@@ -134,10 +134,19 @@ def _damped(gram: Tensor, damping: Tensor) -> Tensor:
     return damped
 
 
+def _lower(gram: Tensor) -> Tensor:
+    """The Cholesky factor in float64, since float32 can fail where inputs go together closely; it takes the place of the copy."""
+    lower = gram.double().mT  # column after column, as LAPACK takes it: it would make a copy
+    torch.linalg.cholesky(lower, out=lower)
+    return lower
+
+
 def _factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse, computed in float64: float32 can fail where inputs go together closely."""
+    """The upper Cholesky factor of the inverse."""
     # Flipped, gram is L L^T; so it is R R^T with the upper R, L flipped, and its inverse is U^T U with U = R^-1: no inverse is needed.
-    lower = torch.linalg.cholesky(gram.flip(1, 2).double())
-    inverse = torch.eye(gram.shape[1], dtype=lower.dtype).repeat(len(gram), 1, 1)
+    lower = _lower(gram.flip(1, 2))
+    inverse = torch.zeros_like(lower)
+    inverse.diagonal(dim1=1, dim2=2).fill_(1)
     torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
     return inverse.float().flip(1, 2)
