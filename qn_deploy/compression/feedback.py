@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qn_deploy.compression.codes import assign, decoded, fed_back, improved, refit
+from qn_deploy.compression.codes import assign, fed_back, improved, left, refit
 from qn_deploy.compression.curvature import Curvature, Feedback
 from qn_deploy.compression.rate import GRIDS, Price, bits_of, counted, entropy, slope
 from qn_deploy.recipe import Int4, Int8, Table
@@ -59,22 +59,23 @@ def table_with_feedback(
     count = method.books(*blocks.shape[:2])
     found = codebooks(blocks, count, method.centroids, live, seed, importance.reshape(blocks.shape), _FIRST)
     books, scale = _on_grid(pad_sequence(found, batch_first=True), scale)
-    codes: Tensor | None = None
+    codes = pull = torch.empty(0)
     price, worth, coarse = None, 0.0, GRIDS[0]
     best, least = None, inf
     for index in range(rounds):
-        if codes is None or index < _FRESH:
+        if index < _FRESH:
             codes = assign(rows / scale, upper, books, price)
+            pull = left(rows / scale, books, codes) @ gram
         else:
-            codes = improved(rows / scale, gram, books, codes, price)
+            codes = improved(pull, gram, books, codes, price)
         steps = _REFIT_STEPS if index < rounds - 1 else _LAST_STEPS
-        fitted = refit(rows / scale, gram, books, codes, scale.square(), steps)
+        fitted = refit(pull, gram, books, codes, scale.square(), steps)
         if rate and index == 0:
             finest = _on_grid(fitted, scale)
-            worth = rate * slope(_loss(rows, gram, codes, *finest), codes.numel(), method.block_size)
+            worth = rate * slope(_loss(rows, gram, codes, *finest)[0], codes.numel(), method.block_size)
             coarse = _grid(rows, gram, codes, fitted, scale, worth)
         books, scale = _on_grid(fitted, scale, coarse)
-        loss = _loss(rows, gram, codes, books, scale)
+        loss, pull = _loss(rows, gram, codes, books, scale)
         if rate:
             counts = counted(codes, *books.shape[:2])
             price = Price(worth / scale.square(), bits_of(counts))
@@ -106,9 +107,11 @@ def integers_with_feedback(weight: Tensor, method: Int8 | Int4, curvature: Curva
     return IntWeight(values.to(torch.int8).reshape(weight.shape), scale, method.bits)
 
 
-def _loss(rows: Tensor, gram: Tensor, codes: Tensor, books: Tensor, scale: Tensor) -> float:
-    lost = rows - scale * decoded(books, codes).reshape(rows.shape)
-    return float((lost @ gram).mul_(lost).sum())
+def _loss(rows: Tensor, gram: Tensor, codes: Tensor, books: Tensor, scale: Tensor) -> tuple[float, Tensor]:
+    """What is lost, and how much less each weight would lose, for a change."""
+    lost = left(rows / scale, books, codes)
+    pull = lost @ gram
+    return float((lost.mul_(pull).sum(2, keepdim=True) * scale.square()).sum()), pull
 
 
 def _on_grid(books: Tensor, scale: Tensor, coarse: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -125,6 +128,6 @@ def _grid(rows: Tensor, gram: Tensor, codes: Tensor, books: Tensor, scale: Tenso
 
     def cost(coarse: float) -> float:
         rounded, scaled = _on_grid(books, scale, coarse)
-        return _loss(rows, gram, codes, rounded, scaled) + worth * entropy(rounded)
+        return _loss(rows, gram, codes, rounded, scaled)[0] + worth * entropy(rounded)
 
     return min(GRIDS, key=cost)
