@@ -338,3 +338,16 @@ def test_a_weight_without_values_is_left(method: Table | Int8) -> None:
     small = compress(capture(Narrow(), (torch.randn(2, 8),)), Recipe((Rule(method),)))
     assert small.weights == {}
     assert small.left == {"into.weight": "float: its shape [0, 8] holds no values", "out.weight": "float: its shape [4, 0] holds no values"}
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("inf"), float("nan")])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(InputError, match="expected 0 or more"):
+        CompressConfig(rate=rate)
+
+
+def test_a_rate_reaches_the_tables() -> None:
+    batches = [(IMAGES,), (IMAGES[1:] * 2,)]
+    plain, small = (compress(a_program(), RECIPE, batches, CompressConfig(rate=rate)) for rate in (0.0, 1.0))
+    tables = [(weight, small.weights[name]) for name, weight in plain.weights.items() if isinstance(weight, PQWeight)]
+    assert tables and any(int(after.int8().abs().max()) < int(before.int8().abs().max()) for before, after in tables)  # a coarser grid
