@@ -12,7 +12,7 @@ final class Streams {
 
     private Streams() {}
 
-    /** The bytes that a stream of a file stands for: as many as it should, and nothing behind it. */
+    /** The bytes that a stream of a file stands for: as many as it should, and nothing after it. */
     static byte[] inflate(String file, byte[] stream, int size) throws BadFileException {
         boolean fits = size > 0 && size / MOST <= stream.length && stream.length > 0; // before memory is taken for it
         BadFileException.check(fits, file + ": a stream is too short for its size");
