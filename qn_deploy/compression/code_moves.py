@@ -1,0 +1,202 @@
+"""Codes that learn: while a program is tuned, now and then the few blocks of tables that gain most by it take another centroid.
+
+Codes are discrete: a step that is small for each block changes none of them. So a few blocks move at a time, each by a whole step, as in
+PV-Tuning (Malinovskii et al. 2024, arXiv:2405.14852, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qn_deploy.compression.parametrizations import TableWeight
+from qn_deploy.compression.student import tables
+from qn_deploy.errors import InputError
+from qn_deploy.weights.compressed import to_int8
+from qn_deploy.weights.kmeans import nearest
+
+_LEAST = 0.01  # of a table's usual gradient, what a block's counts as at least: one that nothing reads has no reason to move
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class CodeConfig:
+    """How the codes of tables learn.
+
+    Attributes:
+        every: steps of Adam between two moves; their gradients are averaged.
+        share: of all codes, the most that change in one move.
+        reach: where a block whose gradients all agree would go if it could go anywhere, over the root mean square of its weight; to
+            begin with: it shrinks where the loss does not fall as foreseen, and grows where it does.
+        tries: of moves with ever shorter reach, until one lowers the loss.
+        until: share of the run after which codes stay, and what is around them settles.
+    """
+
+    every: int = 10
+    share: float = 0.01
+    reach: float = 0.1
+    tries: int = 3
+    until: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 < self.share <= 1 or self.reach <= 0 or self.tries < 1 or not 0 <= self.until <= 1:
+            raise InputError(
+                f"every {self.every}, share {self.share}, reach {self.reach}, tries {self.tries}, until {self.until}; "
+                "expected 1 or more, above 0 to 1, above 0, 1 or more, 0 to 1"
+            )
+
+
+class Move(NamedTuple):
+    """What a table could do: the centroid int64 [out, B] that each block would take, and float32 [out, B] what the loss would fall by."""
+
+    codes: Tensor
+    centroids: Tensor
+    gain: Tensor
+
+
+class CodeMoves:
+    """Sums up the gradients of a student's tables, and moves their codes.
+
+    It holds one float32 copy of the weights, and one number more for each block.
+
+    Args:
+        student: of a program with tables; with int8 in the loop.
+        config: how often, how many and how far.
+    """
+
+    def __init__(self, student: nn.Module, config: CodeConfig) -> None:
+        self.config = config
+        self._watched = [_Watched(name, table, parameters) for name, table, parameters in tables(student)]
+        self._steps, self._reach = 0, config.reach
+
+    def before(self, share: float, lost: Callable[[], float]) -> int:
+        """Call it before each step of the optimizer; how many blocks moved.
+
+        Args:
+            share: of the run that is done.
+            lost: the student's loss now, on inputs that it has not learnt from since the last move.
+        """
+        if self._steps < self.config.every:
+            self._steps += 1
+            return 0
+        count = self._moved(lost) if share <= self.config.until else 0
+        for each in self._watched:
+            each.forget()
+        self._steps = 1
+        return count
+
+    def _moved(self, lost: Callable[[], float]) -> int:
+        """Levenberg's and Marquardt's rule: the model's curvature grows or shrinks as the loss itself tells how far to believe it."""
+        start = lost()
+        for _ in range(self.config.tries):
+            moves = [move for each in self._watched for move in each.moves(self._steps, self._reach)]
+            before = [move.codes.clone() for move in moves]
+            count, foreseen = take_best(moves, self.config.share)
+            fell = start - lost() if count else 0.0
+            if fell >= 0.5 * foreseen:
+                self._reach *= 1.5
+            elif fell < 0.25 * foreseen:
+                self._reach /= 2
+            if fell > 0 or not count:
+                return count
+            for move, codes in zip(moves, before, strict=True):
+                move.codes.copy_(codes)
+        return 0
+
+    def state(self) -> dict[str, Tensor]:
+        """What a run that goes on later needs, by name; the codes themselves are the student's."""
+        sums = {f"{each.name}/{kind}": value for each in self._watched for kind, value in each.sums.items()}
+        return {"place": torch.tensor([self._steps, self._reach], dtype=torch.float64), **sums}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Puts back what `state` gave."""
+        steps, self._reach = state["place"].tolist()
+        self._steps = int(steps)
+        for each in self._watched:
+            for kind, value in each.sums.items():
+                value.copy_(state[f"{each.name}/{kind}"])
+
+
+def take_best(moves: Sequence[Move], share: float) -> tuple[int, float]:
+    """Lets those blocks move that gain most, at most a share of all, none that gains nothing; how many, and what they gain."""
+    if not moves:
+        return 0, 0.0
+    gains = torch.cat([move.gain.flatten() for move in moves])
+    best = gains.topk(int(share * len(gains))).indices
+    taken = torch.zeros(len(gains), dtype=torch.bool).index_fill_(0, best, True) & (gains > 0)
+    begin = 0
+    for move in moves:
+        chosen = taken[begin : begin + move.gain.numel()].reshape(move.gain.shape)
+        move.codes.copy_(torch.where(chosen, move.centroids, move.codes.long()))
+        begin += chosen.numel()
+    return int(taken.sum()), float(gains[taken].sum())
+
+
+class _Watched:
+    """A table whose weight's gradients are summed up.
+
+    Attributes:
+        sums: of all steps since the last move, "gradient" float32 [out, B, d], and its "square" float32 [out, B], the mean over d.
+    """
+
+    def __init__(self, name: str, table: TableWeight, parameters: list[nn.Parameter]) -> None:
+        self.name, self._table = name, table
+        self._scale, self._books = parameters[1], [parameters[0], *parameters[2:]]
+        [(codes, _), *_] = table.indexed()
+        out, columns = codes.shape
+        self.sums = {"gradient": torch.zeros(out, columns, self._books[0].shape[2]), "square": torch.zeros(out, columns)}
+        table.register_forward_hook(self._watch)
+
+    def _watch(self, table: nn.Module, inputs: object, weight: Tensor) -> None:
+        if weight.requires_grad:
+            weight.register_hook(self._see)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _see(self, gradient: Tensor) -> None:
+        blocks = gradient.reshape(self.sums["gradient"].shape)
+        self.sums["gradient"] += blocks
+        self.sums["square"] += blocks.square().mean(2)
+
+    def forget(self) -> None:
+        for value in self.sums.values():
+            value.zero_()
+
+    @torch.no_grad()
+    def moves(self, steps: int, reach: float) -> list[Move]:
+        """What the weight's table could do, or its two tables, of which the better one may.
+
+        The loss is modelled as linear and quadratic in the change of a block: by its mean gradient, and by a curvature with which the
+        best change would be Adam's step at the learning rate `reach`, relative to the weight.
+        """
+        books = [to_int8(book.detach()).flatten(0, 1) for book in self._books]
+        indexed = self._table.indexed()
+        rows = [codes.int() + offsets for codes, offsets in indexed]
+        scale = self._scale.detach().reshape(-1, 1, 1)
+        blocks = [F.embedding(chosen, book) for chosen, book in zip(rows, books, strict=True)]
+        size = (torch.stack(blocks).sum(0) * scale).square().mean().sqrt()
+
+        gradient = self.sums["gradient"] / steps
+        usual = (self.sums["square"] / steps).sqrt()
+        curvature = usual.clamp_min(_LEAST * usual.square().mean().sqrt())[:, :, None] / (reach * size).clamp_min(_TINY)
+        step = -gradient / (curvature * scale).clamp_min(_TINY)  # in the unit of the centroids
+        found = []
+        for (codes, offsets), book, shape, old in zip(indexed, books, self._books, blocks, strict=True):
+            new = _nearest(old + step, book.reshape(shape.shape))
+            change = (F.embedding(new + offsets, book) - old) * scale
+            gain = -(gradient * change).sum(2) - (curvature * change.square()).sum(2) / 2
+            found.append(Move(codes, new, gain))
+        best = torch.stack([move.gain for move in found]).argmax(0)
+        return [move._replace(gain=torch.where(best == index, move.gain, 0)) for index, move in enumerate(found)]
+
+
+def _nearest(points: Tensor, books: Tensor) -> Tensor:
+    """int64 [out, B]: the centroids of books [G, K, d] that are nearest to points [out, B, d], each in the codebook of its column."""
+    columns = points.shape[1]
+    owner = torch.arange(columns) * len(books) // columns
+    parts = [(points[:, owner == index], book) for index, book in enumerate(books)]
+    return torch.cat([nearest(part.flatten(0, 1), book).reshape(part.shape[:2]) for part, book in parts], 1)
