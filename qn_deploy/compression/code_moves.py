@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qn_deploy.compression.codes import nearest_of
 from qn_deploy.compression.parametrizations import TableWeight
 from qn_deploy.compression.student import tables
 from qn_deploy.errors import InputError
 from qn_deploy.weights.compressed import to_int8
-from qn_deploy.weights.kmeans import nearest
 
-_LEAST = 0.01  # of a table's usual gradient, what a block's counts as at least: one that nothing reads has no reason to move
+_LEAST = 0.01  # of a table's mean square of gradients, added to each block's
+_DAMPING = 0.1  # of the mean eigenvalue of a curvature, added to all
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -31,15 +32,15 @@ class CodeConfig:
     Attributes:
         every: steps of Adam between two moves; their gradients are averaged.
         share: of all codes, the most that change in one move.
-        reach: where a block whose gradients all agree would go if it could go anywhere, over the root mean square of its weight; to
-            begin with: it shrinks where the loss does not fall as foreseen, and grows where it does.
+        reach: how far a usual block whose gradients all agree would go if it could go anywhere, over the root mean square of its weight, to
+            begin with; it shrinks where the loss does not fall as foreseen, and grows where it does.
         tries: of moves with ever shorter reach, until one lowers the loss.
         until: share of the run after which codes stay, and what is around them settles.
     """
 
-    every: int = 10
-    share: float = 0.01
-    reach: float = 0.1
+    every: int = 25
+    share: float = 0.03
+    reach: float = 0.3
     tries: int = 3
     until: float = 0.8
 
@@ -92,14 +93,18 @@ class CodeMoves:
 
     def _moved(self, lost: Callable[[], float]) -> int:
         """Levenberg's and Marquardt's rule: the model's curvature grows or shrinks as the loss itself tells how far to believe it."""
+        units = [each.unit(self._steps) for each in self._watched]
+        unit = sum(units) / max(len(units), 1)
+        if not unit:
+            return 0
         start = lost()
         for _ in range(self.config.tries):
-            moves = [move for each in self._watched for move in each.moves(self._steps, self._reach)]
+            moves = [move for each in self._watched for move in each.moves(self._steps, 1 / (self._reach * unit))]
             before = [move.codes.clone() for move in moves]
             count, foreseen = take_best(moves, self.config.share)
             fell = start - lost() if count else 0.0
             if fell >= 0.5 * foreseen:
-                self._reach *= 1.5
+                self._reach *= 2
             elif fell < 0.25 * foreseen:
                 self._reach /= 2
             if fell > 0 or not count:
@@ -141,15 +146,20 @@ class _Watched:
     """A table whose weight's gradients are summed up.
 
     Attributes:
-        sums: of all steps since the last move, "gradient" float32 [out, B, d], and its "square" float32 [out, B], the mean over d.
+        sums: of all steps since the last move: "gradient" float32 [out, B, d]; its "square" float32 [out, B], the mean over d; and how it
+            goes "together" in the blocks of a column, float32 [B, d, d], the sum over rows of its outer product.
     """
 
     def __init__(self, name: str, table: TableWeight, parameters: list[nn.Parameter]) -> None:
         self.name, self._table = name, table
         self._scale, self._books = parameters[1], [parameters[0], *parameters[2:]]
         [(codes, _), *_] = table.indexed()
-        out, columns = codes.shape
-        self.sums = {"gradient": torch.zeros(out, columns, self._books[0].shape[2]), "square": torch.zeros(out, columns)}
+        (out, columns), d = codes.shape, self._books[0].shape[2]
+        self.sums = {
+            "gradient": torch.zeros(out, columns, d),
+            "square": torch.zeros(out, columns),
+            "together": torch.zeros(columns, d, d),
+        }
         table.register_forward_hook(self._watch)
 
     def _watch(self, table: nn.Module, inputs: object, weight: Tensor) -> None:
@@ -161,42 +171,69 @@ class _Watched:
         blocks = gradient.reshape(self.sums["gradient"].shape)
         self.sums["gradient"] += blocks
         self.sums["square"] += blocks.square().mean(2)
+        self.sums["together"] += torch.einsum("oid,oie->ide", blocks, blocks)
 
     def forget(self) -> None:
         for value in self.sums.values():
             value.zero_()
 
+    def unit(self, steps: int) -> float:
+        """The root mean square of the weight, times that of its gradient."""
+        with torch.no_grad():
+            weight = self._table(self._books[0], self._scale, *self._books[1:])
+        return float(weight.square().mean().sqrt() * (self.sums["square"].mean() / steps).sqrt())
+
     @torch.no_grad()
-    def moves(self, steps: int, reach: float) -> list[Move]:
+    def moves(self, steps: int, curvature: float) -> list[Move]:
         """What the weight's table could do, or its two tables, of which the better one may.
 
-        The loss is modelled as linear and quadratic in the change of a block: by its mean gradient, and by a curvature with which the
-        best change would be Adam's step at the learning rate `reach`, relative to the weight.
+        The loss is modelled as linear and quadratic in the change of a block: by its mean gradient, and by the second moment of its
+        gradient in single steps, which is the curvature up to a factor (Fisher's information). Of a block the trace of that moment is known
+        (d x d numbers would be d copies of the weights); its shape is taken from all blocks of its column, which see the same inputs.
+
+        Args:
+            steps: whose gradients were summed up.
+            curvature: the factor.
         """
-        books = [to_int8(book.detach()).flatten(0, 1) for book in self._books]
+        books = [to_int8(book.detach()) for book in self._books]
         indexed = self._table.indexed()
         rows = [codes.int() + offsets for codes, offsets in indexed]
         scale = self._scale.detach().reshape(-1, 1, 1)
-        blocks = [F.embedding(chosen, book) for chosen, book in zip(rows, books, strict=True)]
-        size = (torch.stack(blocks).sum(0) * scale).square().mean().sqrt()
+        blocks = [F.embedding(chosen, book.flatten(0, 1)) for chosen, book in zip(rows, books, strict=True)]
 
-        gradient = self.sums["gradient"] / steps
-        usual = (self.sums["square"] / steps).sqrt()
-        curvature = usual.clamp_min(_LEAST * usual.square().mean().sqrt())[:, :, None] / (reach * size).clamp_min(_TINY)
-        step = -gradient / (curvature * scale).clamp_min(_TINY)  # in the unit of the centroids
+        gradient, square = (self.sums[kind] / steps for kind in ("gradient", "square"))
+        bend = (curvature * (square + _LEAST * square.mean()))[:, :, None]
+        lower = _lower(self.sums["together"])
+        step = -_by_column(gradient, torch.cholesky_inverse(lower)) / (bend * scale).clamp_min(_TINY)  # in the unit of the centroids
         found = []
-        for (codes, offsets), book, shape, old in zip(indexed, books, self._books, blocks, strict=True):
-            new = _nearest(old + step, book.reshape(shape.shape))
-            change = (F.embedding(new + offsets, book) - old) * scale
-            gain = -(gradient * change).sum(2) - (curvature * change.square()).sum(2) / 2
+        for (codes, offsets), book, old in zip(indexed, books, blocks, strict=True):
+            new = _nearest(_by_column(old + step, lower), book, lower)
+            change = (F.embedding(new + offsets, book.flatten(0, 1)) - old) * scale
+            gain = -(gradient * change).sum(2) - (bend * _by_column(change, lower).square()).sum(2) / 2
             found.append(Move(codes, new, gain))
         best = torch.stack([move.gain for move in found]).argmax(0)
         return [move._replace(gain=torch.where(best == index, move.gain, 0)) for index, move in enumerate(found)]
 
 
-def _nearest(points: Tensor, books: Tensor) -> Tensor:
-    """int64 [out, B]: the centroids of books [G, K, d] that are nearest to points [out, B, d], each in the codebook of its column."""
+def _lower(together: Tensor) -> Tensor:
+    """[B, d, d]: lower Cholesky factors of the sums of outer products, which are made to have a mean eigenvalue of 1."""
+    d = together.shape[1]
+    mean = together.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    shape = torch.where(mean > 0, together / mean.clamp_min(_TINY), 0)
+    lower: Tensor = torch.linalg.cholesky(shape * (1 - _DAMPING) + _DAMPING * torch.eye(d))
+    return lower
+
+
+def _by_column(blocks: Tensor, matrices: Tensor) -> Tensor:
+    """Blocks [out, B, d], those of each column times its matrix of [B, d, d]."""
+    return torch.bmm(blocks.transpose(0, 1), matrices).transpose(0, 1)
+
+
+def _nearest(points: Tensor, books: Tensor, lower: Tensor) -> Tensor:
+    """int64 [out, B]: for points [out, B, d] the nearest of books [G, K, d] times lower [B, d, d], in the book of the column."""
     columns = points.shape[1]
-    owner = torch.arange(columns) * len(books) // columns
-    parts = [(points[:, owner == index], book) for index, book in enumerate(books)]
-    return torch.cat([nearest(part.flatten(0, 1), book).reshape(part.shape[:2]) for part, book in parts], 1)
+    found = []
+    for column in range(columns):
+        keys = books[column * len(books) // columns] @ lower[column]
+        found.append(nearest_of(points[:, column][None], keys[None])[0])
+    return torch.stack(found, 1)

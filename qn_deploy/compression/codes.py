@@ -31,7 +31,7 @@ def assign(rows: Tensor, upper: Tensor, books: Tensor) -> Tensor:
     def chosen(column: int, points: Tensor, whiten: Tensor) -> Tensor:
         # A block's loss is |error @ whiten|^2, what is left of it when all later weights make up for it as well as they can.
         book = books[column * len(books) // columns]
-        codes[:, :, column] = _nearest(points @ whiten, book @ whiten)
+        codes[:, :, column] = nearest_of(points @ whiten, book @ whiten)
         return F.embedding(codes[:, :, column], book)
 
     fed_back(rows, upper, d, chosen)
@@ -64,7 +64,7 @@ def improved(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor) -> Tensor
             book = books[column * len(books) // columns]
             old = F.embedding(codes[:, :, column], book)
             points = old + near[:, :, here] @ inverse[column]
-            codes[:, :, column] = _nearest(points @ lower[column], book @ lower[column])
+            codes[:, :, column] = nearest_of(points @ lower[column], book @ lower[column])
             moved[:, :, here] = F.embedding(codes[:, :, column], book) - old
             near.baddbmm_(moved[:, :, here], gram[:, first : first + d, begin:end], alpha=-1)
         pull.baddbmm_(moved, gram[:, begin:end], alpha=-1)
@@ -131,7 +131,7 @@ def fed_back(rows: Tensor, upper: Tensor, d: int, choose: Callable[[int, Tensor,
             rest[:, :, end:].baddbmm_(errors, upper[:, begin:end, end:], alpha=-1)
 
 
-def _nearest(points: Tensor, keys: Tensor) -> Tensor:
+def nearest_of(points: Tensor, keys: Tensor) -> Tensor:
     """int64 [groups, out]: for each of the points [groups, out, d] the nearest of its group's keys [groups, K, d].
 
     For these few points a product is twice as fast as faiss, and it takes all groups at once.
