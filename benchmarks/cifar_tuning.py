@@ -96,7 +96,7 @@ def main(
 
     rows = []
     for name in ("float", "compressed", *roads):
-        rows += over_seeds(name, found[name], "%", None)
+        rows += over_seeds(name, found[name], "%")
         rows += over_seeds(f"{name}, CPU time", found[f"{name}, CPU time"], "s")[:1]
     best = max(sum(found[road]) / seeds for road in roads)
     rows += [at_least("best mean", best, "%", TUNED), at_most("constants", max(found["bytes"]) / 2**20, "MB", MB)]

@@ -115,13 +115,13 @@ def _taught(
         where: what messages call it.
     """
     lesson = Lesson(student, torch.optim.Adam(learning_rates(student, config.lr, config.scale_lr, config.rest_lr)), _apart)
-    moves = CodeMoves(student, config.codes) if config.codes else None
+    moves = CodeMoves(student, config.codes, lesson.value) if config.codes else None
     before = _lost(lesson, pairs())
     again = chain.from_iterable(pairs() for _ in count())
     for step, (batch, goal) in zip(range(config.steps), again, strict=False):
         share = step / config.steps
         if moves:
-            moves.before(share, partial(lesson.value, batch, goal))
+            moves.before(share, batch, goal)
         told((step + 1) / config.steps, lesson.step(batch, goal, 1 - share, where))
     return _lost(lesson, pairs()) < before
 

@@ -18,6 +18,7 @@ from qn_deploy.compression.codes import nearest_of
 from qn_deploy.compression.parametrizations import TableWeight
 from qn_deploy.compression.student import tables
 from qn_deploy.errors import InputError
+from qn_deploy.program.program import Batch
 from qn_deploy.weights.compressed import to_int8
 
 _LEAST = 0.01  # of a table's mean square of gradients, added to each block's
@@ -30,7 +31,8 @@ class CodeConfig:
     """How the codes of tables learn.
 
     Attributes:
-        every: steps of Adam between two moves; their gradients are averaged.
+        every: steps of Adam between two moves.
+        judges: the last of these steps, whose batches tell whether a move is a good one; the gradients of the others find it.
         share: of all codes, the most that change in one move.
         reach: how far a usual block whose gradients all agree would go if it could go anywhere, over the root mean square of its weight, to
             begin with; it shrinks where the loss does not fall as foreseen, and grows where it does.
@@ -39,17 +41,22 @@ class CodeConfig:
     """
 
     every: int = 25
+    judges: int = 4
     share: float = 0.03
-    reach: float = 0.3
-    tries: int = 3
-    until: float = 0.8
+    reach: float = 0.05
+    tries: int = 2
+    until: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.every < 1 or not 0 < self.share <= 1 or self.reach <= 0 or self.tries < 1 or not 0 <= self.until <= 1:
+        if not 0 < self.judges <= self.every - 2 or not 0 < self.share <= 1:
             raise InputError(
-                f"every {self.every}, share {self.share}, reach {self.reach}, tries {self.tries}, until {self.until}; "
-                "expected 1 or more, above 0 to 1, above 0, 1 or more, 0 to 1"
+                f"every {self.every}, judges {self.judges}, share {self.share}; expected at least 3, 1 to every - 2, above 0 to 1"
             )
+        if self.reach <= 0 or self.tries < 1 or not 0 <= self.until <= 1:
+            raise InputError(f"reach {self.reach}, tries {self.tries}, until {self.until}; expected above 0, 1 or more, 0 to 1")
+
+
+Lesson = tuple[Batch, object]  # a batch, and what the teacher gives of it
 
 
 class Move(NamedTuple):
@@ -68,38 +75,55 @@ class CodeMoves:
     Args:
         student: of a program with tables; with int8 in the loop.
         config: how often, how many and how far.
+        lost: the student's loss now, of a batch and what the teacher gives.
     """
 
-    def __init__(self, student: nn.Module, config: CodeConfig) -> None:
-        self.config = config
+    def __init__(self, student: nn.Module, config: CodeConfig, lost: Callable[[Batch, object], float]) -> None:
+        self.config, self._lost = config, lost
         self._watched = [_Watched(name, table, parameters) for name, table, parameters in tables(student)]
         self._steps, self._reach = 0, config.reach
+        self._judges: list[Lesson] = []
 
-    def before(self, share: float, lost: Callable[[], float]) -> int:
-        """Call it before each step of the optimizer; how many blocks moved.
+    def before(self, share: float, batch: Batch, goal: object) -> int:
+        """Call it before each step of the optimizer; how many codes changed.
 
         Args:
             share: of the run that is done.
-            lost: the student's loss now, on inputs that it has not learnt from since the last move.
+            batch: that the step will be on.
+            goal: what the teacher gives of it.
         """
-        if self._steps < self.config.every:
-            self._steps += 1
-            return 0
-        count = self._moved(lost) if share <= self.config.until else 0
+        count = 0
+        if self._steps == self.config.every:
+            count = self._moved() if share <= self.config.until else 0
+            self._steps, self._judges = 0, []
+            for each in self._watched:
+                each.forget()
+        self._steps += 1
+        listens = self._steps <= self._heard
         for each in self._watched:
-            each.forget()
-        self._steps = 1
+            each.listens = listens
+        if not listens:
+            self._judges.append((batch, goal))
         return count
 
-    def _moved(self, lost: Callable[[], float]) -> int:
+    @property
+    def _heard(self) -> int:
+        """Steps whose gradients are summed up."""
+        return self.config.every - self.config.judges
+
+    def _moved(self) -> int:
         """Levenberg's and Marquardt's rule: the model's curvature grows or shrinks as the loss itself tells how far to believe it."""
-        units = [each.unit(self._steps) for each in self._watched]
+        units = [each.unit(self._heard) for each in self._watched]
         unit = sum(units) / max(len(units), 1)
         if not unit:
             return 0
+
+        def lost() -> float:
+            return sum(self._lost(*each) for each in self._judges) / len(self._judges)
+
         start = lost()
         for _ in range(self.config.tries):
-            moves = [move for each in self._watched for move in each.moves(self._steps, 1 / (self._reach * unit))]
+            moves = [move for each in self._watched for move in each.moves(self._heard, 1 / (self._reach * unit))]
             before = [move.codes.clone() for move in moves]
             count, foreseen = take_best(moves, self.config.share)
             fell = start - lost() if count else 0.0
@@ -118,10 +142,17 @@ class CodeMoves:
         sums = {f"{each.name}/{kind}": value for each in self._watched for kind, value in each.sums.items()}
         return {"place": torch.tensor([self._steps, self._reach], dtype=torch.float64), **sums}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state` gave."""
+    def restore(self, state: dict[str, Tensor], last: Sequence[Lesson]) -> None:
+        """Puts back what `state` gave.
+
+        Args:
+            state: as it was given.
+            last: the batches of the last steps, at least as many as there are judges, and what the teacher gives of them.
+        """
         steps, self._reach = state["place"].tolist()
         self._steps = int(steps)
+        waiting = max(0, self._steps - self._heard)
+        self._judges = [*last[len(last) - waiting :]]
         for each in self._watched:
             for kind, value in each.sums.items():
                 value.copy_(state[f"{each.name}/{kind}"])
@@ -148,10 +179,11 @@ class _Watched:
     Attributes:
         sums: of all steps since the last move: "gradient" float32 [out, B, d]; its "square" float32 [out, B], the mean over d; and how it
             goes "together" in the blocks of a column, float32 [B, d, d], the sum over rows of its outer product.
+        listens: gradients are summed up.
     """
 
     def __init__(self, name: str, table: TableWeight, parameters: list[nn.Parameter]) -> None:
-        self.name, self._table = name, table
+        self.name, self._table, self.listens = name, table, True
         self._scale, self._books = parameters[1], [parameters[0], *parameters[2:]]
         [(codes, _), *_] = table.indexed()
         (out, columns), d = codes.shape, self._books[0].shape[2]
@@ -163,7 +195,7 @@ class _Watched:
         table.register_forward_hook(self._watch)
 
     def _watch(self, table: nn.Module, inputs: object, weight: Tensor) -> None:
-        if weight.requires_grad:
+        if weight.requires_grad and self.listens:
             weight.register_hook(self._see)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -202,6 +234,7 @@ class _Watched:
         blocks = [F.embedding(chosen, book.flatten(0, 1)) for chosen, book in zip(rows, books, strict=True)]
 
         gradient, square = (self.sums[kind] / steps for kind in ("gradient", "square"))
+        gradient = _believed(gradient, square, steps)
         bend = (curvature * (square + _LEAST * square.mean()))[:, :, None]
         lower = _lower(self.sums["together"])
         step = -_by_column(gradient, torch.cholesky_inverse(lower)) / (bend * scale).clamp_min(_TINY)  # in the unit of the centroids
@@ -213,6 +246,13 @@ class _Watched:
             found.append(Move(codes, new, gain))
         best = torch.stack([move.gain for move in found]).argmax(0)
         return [move._replace(gain=torch.where(best == index, move.gain, 0)) for index, move in enumerate(found)]
+
+
+def _believed(gradient: Tensor, square: Tensor, steps: int) -> Tensor:
+    """The mean gradient of each block, less what is noise in it (James and Stein): those that gain most are those whose noise says so."""
+    length = gradient.square().sum(2)
+    noise = (square * gradient.shape[2] - length).clamp_min(0) / (steps - 1)
+    return gradient * (1 - noise / length.clamp_min(_TINY)).clamp_min(0)[:, :, None]
 
 
 def _lower(together: Tensor) -> Tensor:

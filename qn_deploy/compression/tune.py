@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from math import inf
 from operator import length_hint
@@ -118,8 +117,8 @@ def tune(
     hints = layers_like(teacher, config.hints)
     student, guide = (student_of(each, hints) for each in (program, teacher))
     optimizer = torch.optim.Adam(learning_rates(student, config.lr, config.scale_lr, config.rest_lr))
-    moves = CodeMoves(student, config.codes) if config.codes else None
     lesson = Lesson(student, optimizer, loss or distance, len(hints), config.hint_weight, config.clip, config.bfloat16)
+    moves = CodeMoves(student, config.codes, lesson.value) if config.codes else None
 
     file, step, spent, prelude = None, 0, 0.0, 0.0
     names, limit = tuple(program.weights), 60 * (config.minutes or inf)
@@ -129,8 +128,8 @@ def tune(
     if found := file and file.load():
         tensors, position = found
         step, spent, prelude = position["step"], position["seconds"], position["prelude"]
-        _restore(student, optimizer, moves, tensors)
-        deque(islice(stream, step), 0)  # batches that it has seen
+        last = deque(islice(stream, step), config.codes.judges if config.codes else 0)  # batches that it has seen
+        _restore(student, optimizer, moves, tensors, [(batch, answer_of(guide, batch, config.bfloat16)) for batch in last])
     elif config.blocks:
         begin = time.monotonic()
         few = [*islice(stream, min(config.blocks.batches, length_hint(batches, config.blocks.batches)))]
@@ -149,14 +148,14 @@ def tune(
         batch = next(stream)
         goal = answer_of(guide, batch, config.bfloat16)
         if moves:
-            moves.before(share(), partial(lesson.value, batch, goal))
+            moves.before(share(), batch, goal)
         value = lesson.step(batch, goal, config.rate(share()), f"at step {step} of {config.steps}")
         step, spent = step + 1, time.monotonic() - begin
-        last = step == config.steps or spent >= limit
-        if file and (last or step % config.save_every == 0):
+        over = step == config.steps or spent >= limit
+        if file and (over or step % config.save_every == 0):
             file.save(_state(student, optimizer, moves), {"step": step, "seconds": spent, "prelude": prelude})
         if progress:
-            progress(Progress(0, 1, "fine-tuning", names, 1.0 if last else share(), value))
+            progress(Progress(0, 1, "fine-tuning", names, 1.0 if over else share(), value))
     return recalibrated(learnt(program, student), teacher, batches, config.calibration, "tune", config)
 
 
@@ -166,7 +165,9 @@ def _state(student: nn.Module, optimizer: torch.optim.Optimizer, moves: CodeMove
     return model | moments | {f"codes/{name}": tensor for name, tensor in (moves.state() if moves else {}).items()}
 
 
-def _restore(student: nn.Module, optimizer: torch.optim.Optimizer, moves: CodeMoves | None, tensors: dict[str, Tensor]) -> None:
+def _restore(
+    student: nn.Module, optimizer: torch.optim.Optimizer, moves: CodeMoves | None, tensors: dict[str, Tensor], last: list[Any]
+) -> None:
     """Puts back what `_state` gave."""
     kinds: dict[str, dict[str, Tensor]] = {"model": {}, "adam": {}, "codes": {}}
     for key, tensor in tensors.items():
@@ -179,4 +180,4 @@ def _restore(student: nn.Module, optimizer: torch.optim.Optimizer, moves: CodeMo
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     if moves:
-        moves.restore(kinds["codes"])
+        moves.restore(kinds["codes"], last)

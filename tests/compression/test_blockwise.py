@@ -74,7 +74,7 @@ def apart(program: Program, teacher: Program) -> dict[str, float]:
     return {name: float((one - other).square().mean()) for name, one, other in zip(ends, ours, theirs, strict=True)}
 
 
-@pytest.mark.parametrize("codes", [None, CodeConfig(every=5, share=0.1)])
+@pytest.mark.parametrize("codes", [None, CodeConfig(every=5, judges=1, share=0.1)])
 def test_every_block_comes_closer_to_the_float_one(start: Program, teacher: Program, codes: CodeConfig | None) -> None:
     done = blockwise(start, teacher, batches(), replace(QUICK, layers=1, codes=codes))
     before, after = apart(start, teacher), apart(done, teacher)
@@ -89,7 +89,7 @@ def test_every_block_comes_closer_to_the_float_one(start: Program, teacher: Prog
 
 
 def test_the_same_call_gives_the_same_bits_and_changes_nothing_of_its_own(start: Program, teacher: Program) -> None:
-    config = replace(QUICK, codes=CodeConfig(every=5, share=0.1))
+    config = replace(QUICK, codes=CodeConfig(every=5, judges=1, share=0.1))
     untouched = student_of(start).state_dict()
     one, other = (blockwise(start, teacher, batches(), replace(config, memory=memory)) for memory in (256, 0))
     assert same(one, replace(other)) and one.weights.keys() == other.weights.keys()
