@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qn_deploy.weights.compressed import book_offsets
+from qn_deploy.weights.kmeans import least
 
 _AT_ONCE = 128  # weights of a row that are coded before the rest of it is moved
 _TINY = torch.finfo(torch.float32).tiny
@@ -38,13 +39,13 @@ def assign(rows: Tensor, upper: Tensor, books: Tensor) -> Tensor:
     return codes.flatten(0, 1)
 
 
-def improved(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor) -> Tensor:
+def improved(pull: Tensor, gram: Tensor, books: Tensor, codes: Tensor) -> Tensor:
     """Codes that lose no more: column after column, each block takes the centroid that is best beside what all others became.
 
     Error feedback looks ahead only, and to weights that can move freely; here what comes later counts as it was coded.
 
     Args:
-        rows: float32 [groups, out, n], in the unit of the centroids.
+        pull: float32 [groups, out, n], what these codes leave of the rows, times H; it becomes that of the new codes.
         gram: float32 [groups, n, n], H.
         books: float32 [G, K, d].
         codes: int64 [groups * out, B], to start from.
@@ -52,12 +53,11 @@ def improved(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor) -> Tensor
     Returns:
         int64 [groups * out, B].
     """
-    d, columns = books.shape[2], rows.shape[2] // books.shape[2]
-    codes = codes.reshape(*rows.shape[:2], columns).clone()
-    pull = (rows - decoded(books, codes.flatten(0, 1)).reshape(rows.shape)) @ gram  # how much less each weight would lose, for a change
+    d, columns = books.shape[2], pull.shape[2] // books.shape[2]
+    codes = codes.reshape(*pull.shape[:2], columns).clone()
     lower = torch.linalg.cholesky(_corners(gram, d))  # [B, groups, d, d]
     inverse = torch.cholesky_inverse(lower)
-    for begin, end in _stretches(rows.shape[2], d):
+    for begin, end in _stretches(pull.shape[2], d):
         near, moved = pull[:, :, begin:end].clone(), torch.empty_like(pull[:, :, begin:end])
         for first in range(begin, end, d):
             column, here = first // d, slice(first - begin, first - begin + d)
@@ -71,11 +71,11 @@ def improved(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor) -> Tensor
     return codes.flatten(0, 1)
 
 
-def refit(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor, weights: Tensor, steps: int = 30) -> Tensor:
+def refit(pull: Tensor, gram: Tensor, books: Tensor, codes: Tensor, weights: Tensor, steps: int = 30) -> Tensor:
     """The centroids of least loss for given codes, by conjugate gradients; a centroid of zeros stays, dead rows rely on it.
 
     Args:
-        rows: float32 [groups, out, n], in the unit of the centroids.
+        pull: float32 [groups, out, n], what codes and centroids leave of the rows, times H; overwritten.
         gram: float32 [groups, n, n], H.
         books: float32 [G, K, d], to start from.
         codes: int64 [groups * out, B].
@@ -95,16 +95,15 @@ def refit(rows: Tensor, gram: Tensor, books: Tensor, codes: Tensor, weights: Ten
     first[0] = 0
     bags = first.int()
 
-    def pull(lost: Tensor) -> Tensor:
+    def gathered(pull: Tensor) -> Tensor:
         """[G*K, d]: what the loss of rows asks of their centroids."""
-        blocks = (lost @ gram).mul_(weights).reshape(-1, books.shape[2])
-        return F.embedding_bag(order, blocks, bags, mode="sum")
+        return F.embedding_bag(order, pull.mul_(weights).reshape(-1, books.shape[2]), bags, mode="sum")
 
-    residual = pull(rows - F.embedding(index, table).reshape(rows.shape))
+    residual = gathered(pull)
     direction = scaled = inverse * residual
     power = (residual * scaled).sum()
     for _ in range(steps):
-        bent = pull(F.embedding(index, direction).reshape(rows.shape))
+        bent = gathered(F.embedding(index, direction).reshape(pull.shape) @ gram)
         step = power / (direction * bent).sum().clamp_min(_TINY)
         table, residual = table + step * direction, residual - step * bent
         scaled = inverse * residual
@@ -136,7 +135,7 @@ def nearest_of(points: Tensor, keys: Tensor) -> Tensor:
 
     For these few points a product is twice as fast as faiss, and it takes all groups at once.
     """
-    return torch.baddbmm(keys.square().sum(2)[:, None], points, keys.mT, alpha=-2).argmin(2)
+    return least(torch.baddbmm(keys.square().sum(2)[:, None], points, keys.mT, alpha=-2))
 
 
 def _stretches(n: int, d: int) -> Iterator[tuple[int, int]]:
@@ -151,9 +150,9 @@ def _corners(matrix: Tensor, d: int) -> Tensor:
     return matrix.reshape(-1, n // d, d, n // d, d).diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2)
 
 
-def decoded(books: Tensor, codes: Tensor) -> Tensor:
-    """[out, B * d] from the codebooks [G, K, d]."""
-    return F.embedding(_rows(books, codes), books.flatten(0, 1)).flatten(1)
+def left(rows: Tensor, books: Tensor, codes: Tensor) -> Tensor:
+    """What codes leave of rows [groups, out, n] in the unit of the centroids."""
+    return rows - F.embedding(_rows(books, codes), books.flatten(0, 1)).reshape(rows.shape)
 
 
 def _rows(books: Tensor, codes: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.lifted import with_constants
 from qn_deploy.graph.sites import operator_name
 from qn_deploy.graph.walk import Walk
+from qn_deploy.memory import give_back
 from qn_deploy.program.batches import NO_TUPLE, as_batches
 from qn_deploy.program.capture import capture
 from qn_deploy.program.program import Batch, Program
@@ -79,6 +80,7 @@ def compress(
             work.code(target)
     else:
         ranges = _one_pass(program, found, as_batches(program, batches), work, losses)
+        give_back()
     return replace(
         program,
         exported=with_constants(program.exported, {name: weight.dequantize() for name, weight in work.weights.items()} | work.biases),
@@ -142,12 +144,8 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
     walk = Walk(program.exported, batches, config.memory << 20, ranges.see, losses.see)
     for stage in stages_of(found):
         reader = stage[0].weight.readers[0]
-        source = source_of(reader)
         walk.until(reader)
-        moments = Moments()
-        if source is not None:
-            biased = stage[0].weight.bias is not None
-            moments = measured(reader, stage[0].weight.value, walk.values(source), len(batches), config.seed, biased)
+        moments = moments_of(stage, walk, len(batches), config.seed)
         if len(stage) == 1:
             moments += later.get(stage[0].name, Moments())
         try:
@@ -178,6 +176,15 @@ def stages_of(found: list[Target]) -> list[list[Target]]:
         key = target.name if tied or (source := source_of(reader)) is None else (source, geometry_of(reader, target.weight.value), biased)
         stages.setdefault(key, []).append(target)
     return list(stages.values())
+
+
+def moments_of(stage: list[Target], walk: Walk, count: int, seed: int) -> Moments:
+    """What meets the weights of a stage, when the walk of `count` batches has come to their reader; nothing where that can't be told."""
+    weight = stage[0].weight
+    source = source_of(weight.readers[0])
+    if source is None:
+        return Moments()
+    return measured(weight.readers[0], weight.value, walk.values(source), count, seed, weight.bias is not None)
 
 
 def _of_later_readers(program: Program, found: list[Target], batches: list[Batch], config: CompressConfig) -> dict[str, Moments]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from qn_deploy.compression.moments import Moments
 from qn_deploy.errors import CompressionError, InputError
 
-_SPLIT = 128  # columns that are solved for at once, in float64
 _MOST_NOISE = 0.95  # of what tells H from a multiple of the identity
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -78,14 +77,12 @@ class Curvature:
             raise CompressionError("its inputs hold NaN or infinity; look for it in the batches")
         # A matrix of a wide layer is large, and twice as large in float64: few of them live at once.
         least = _shrinkage(moments)
-        move = moments.shift.clone()
-        if config.correction and move.any():
-            lower = torch.linalg.cholesky(_damped(moments.gram, least.clamp_min(config.correction_damping)).double())
-            for part in torch.split(move, _SPLIT, 1):
-                part.copy_(config.correction * torch.cholesky_solve(part.mT.double(), lower).mT)
+        if config.correction and moments.shift.any():
+            lower = _lower(_damped(moments.gram, least.clamp_min(config.correction_damping))).float()
+            move = torch.cholesky_solve(moments.shift.mT, lower).mT.mul_(config.correction)
             del lower
         else:
-            move.zero_()
+            move = torch.zeros_like(moments.shift)
         gram = _damped(moments.gram, least.clamp_min(config.damping))
         return cls(gram, _factor(gram), move, moments.mean, moments.their_mean)
 
@@ -137,10 +134,19 @@ def _damped(gram: Tensor, damping: Tensor) -> Tensor:
     return damped
 
 
+def _lower(gram: Tensor) -> Tensor:
+    """The Cholesky factor in float64, since float32 can fail where inputs go together closely; it takes the place of the copy."""
+    lower = gram.double().mT  # column after column, as LAPACK takes it: it would make a copy
+    torch.linalg.cholesky(lower, out=lower)
+    return lower
+
+
 def _factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse, computed in float64: float32 can fail where inputs go together closely."""
+    """The upper Cholesky factor of the inverse."""
     # Flipped, gram is L L^T; so it is R R^T with the upper R, L flipped, and its inverse is U^T U with U = R^-1: no inverse is needed.
-    lower = torch.linalg.cholesky(gram.flip(1, 2).double())
-    inverse = torch.eye(gram.shape[1], dtype=lower.dtype).repeat(len(gram), 1, 1)
+    lower = _lower(gram.flip(1, 2))
+    inverse = torch.zeros_like(lower)
+    inverse.diagonal(dim1=1, dim2=2).fill_(1)
     torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
     return inverse.float().flip(1, 2)

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from qn_deploy.compression.compress import CompressConfig, bias_of, coded, stages_of
+from qn_deploy.compression.compress import CompressConfig, bias_of, coded, moments_of, stages_of
 from qn_deploy.compression.curvature import Curvature
-from qn_deploy.compression.moments import Moments, measured, source_of
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.ranges import Ranges
 from qn_deploy.compression.targets import Target
@@ -115,13 +114,8 @@ def _coded(
     ranges = Ranges(len(batches))
     walk = Walk(program.exported, batches, config.memory << 20, ranges.see)
     for stage in stages_of(list(found)):
-        weight = stage[0].weight
-        reader, biased = weight.readers[0], weight.bias is not None
-        walk.until(reader)
-        source = source_of(reader)
-        moments = Moments()
-        if source is not None:
-            moments = measured(reader, weight.value, walk.values(source), len(batches), config.seed, biased)
+        walk.until(stage[0].weight.readers[0])
+        moments = moments_of(stage, walk, len(batches), config.seed)
         try:
             curvature = None if moments.gram is None else Curvature.of(moments, config)
             for target in stage:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qn_deploy.compression.codes import assign, decoded, fed_back, improved, refit
+from qn_deploy.compression.codes import assign, fed_back, improved, left, refit
 from qn_deploy.compression.curvature import Curvature, Feedback
 from qn_deploy.recipe import Int4, Int8, Table
 from qn_deploy.weights.compressed import IntWeight, PQWeight
@@ -49,14 +49,19 @@ def table_with_feedback(
     count = method.books(*blocks.shape[:2])
     found = codebooks(blocks, count, method.centroids, live, seed, importance.reshape(blocks.shape), _FIRST)
     books, scale = _on_grid(pad_sequence(found, batch_first=True), scale)
-    codes: Tensor | None = None
+    codes = pull = torch.empty(0)
     best, least = None, inf
     for index in range(rounds):
-        codes = assign(rows / scale, upper, books) if codes is None or index < _FRESH else improved(rows / scale, gram, books, codes)
+        if index < _FRESH:
+            codes = assign(rows / scale, upper, books)
+            pull = left(rows / scale, books, codes) @ gram
+        else:
+            codes = improved(pull, gram, books, codes)
         steps = _REFIT_STEPS if index < rounds - 1 else _LAST_STEPS
-        books, scale = _on_grid(refit(rows / scale, gram, books, codes, scale.square(), steps), scale)
-        lost = rows - scale * decoded(books, codes).reshape(rows.shape)
-        loss = float((lost @ gram).mul_(lost).sum())
+        books, scale = _on_grid(refit(pull, gram, books, codes, scale.square(), steps), scale)
+        lost = left(rows / scale, books, codes)
+        pull = lost @ gram
+        loss = float((lost.mul_(pull).sum(2, keepdim=True) * scale.square()).sum())
         if loss < least:  # new codes are better by the feedback's rule, which looks ahead, but not always when all is done
             best, least = (books, codes, scale), loss
     assert best is not None

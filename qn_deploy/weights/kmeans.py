@@ -121,6 +121,13 @@ def nearest(blocks: Tensor, centroids: Tensor, weights: Tensor | None = None, ba
     return _search(blocks, _mass(weights), _chosen(backend, blocks))(centroids)
 
 
+def least(scores: Tensor) -> Tensor:
+    """int64 [...]: where the least of scores [..., K] is, the first of equal ones."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmin(-1))  # seven times as fast as torch's
+    return scores.argmin(-1)
+
+
 def used(centroids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """The centroids that some code points to, in their order, and the codes that point into those."""
     kept, codes = torch.unique(codes, return_inverse=True)
@@ -224,10 +231,4 @@ def _find_torch(left: Tensor, right: Tensor) -> Tensor:
     squares = right.square().sum(1)
     parts = left.tensor_split(-(-len(left) * len(right) // _PAIRS) or 1)
     with torch.autocast(left.device.type, enabled=False):  # squares of int8 centroids are beyond float16
-        return torch.cat([_least(torch.addmm(squares, part, right.T, alpha=-2)) for part in parts])
-
-
-def _least(scores: Tensor) -> Tensor:
-    if scores.device.type == "cpu":
-        return torch.from_numpy(scores.numpy().argmin(1))  # seven times as fast as torch's
-    return scores.argmin(1)
+        return torch.cat([least(torch.addmm(squares, part, right.T, alpha=-2)) for part in parts])

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qn_deploy.compression.codes import assign, decoded, improved, refit
+from qn_deploy.compression.codes import assign, improved, left, refit
 from tests.compression.samples import inputs, random
 
 
@@ -34,16 +34,16 @@ def test_codes_are_those_of_one_block_after_the_other(groups: int, out: int, col
     found = assign(rows, upper, table).reshape(groups, out, columns)
     for group in range(groups):
         for row in range(out):
-            rest, left = rows[group, row].double(), gram[group].double()
+            rest, corner = rows[group, row].double(), gram[group].double()
             for column in range(columns):
                 # What is lost for good with each centroid, when all later weights move as they like best.
                 book = table[column * books // columns].double()
                 error = rest[:d] - book
-                late = torch.linalg.solve(left[d:, d:], left[d:, :d]) if len(left) > d else left.new_zeros(0, d)
-                cost = ((error @ (left[:d, :d] - left[:d, d:] @ late)) * error).sum(1)
+                late = torch.linalg.solve(corner[d:, d:], corner[d:, :d]) if len(corner) > d else corner.new_zeros(0, d)
+                cost = ((error @ (corner[:d, :d] - corner[:d, d:] @ late)) * error).sum(1)
                 code = int(found[group, row, column])
                 assert float(cost[code]) <= float(cost.min()) * 1.01 + 1e-4
-                rest, left = rest[d:] + late @ error[code], left[d:, d:]
+                rest, corner = rest[d:] + late @ error[code], corner[d:, d:]
 
 
 @settings(max_examples=15, deadline=None)
@@ -63,7 +63,7 @@ def test_refitted_centroids_are_the_least_squares_solution(groups: int, out: int
         error = rows - picked.reshape(rows.shape)
         return (weights * (error @ gram) * error).sum()
 
-    found = refit(rows, gram, books, codes, weights)
+    found = refit(left(rows, books, codes) @ gram, gram, books, codes, weights)
     gradient = torch.func.grad(loss)(found)
     assert float(gradient.norm()) < 1e-3 * float(torch.func.grad(loss)(books).norm()) + 1e-4
     assert float(loss(found)) <= float(loss(books)) * (1 + 1e-5)
@@ -81,12 +81,14 @@ def test_improved_codes_lose_less_until_no_other_code_of_one_block_would(
     gram = x.mT @ x + 0.1 * torch.eye(n).double()
 
     def losses(codes: Tensor) -> Tensor:
-        error = rows - decoded(table, codes).reshape(rows.shape)
+        error = left(rows, table, codes)
         return ((error @ gram) * error).sum(2).flatten()  # of each row
 
     codes = torch.randint(5, (groups * out, columns), generator=torch.Generator().manual_seed(seed))
     for _ in range(100):
-        better = improved(rows, gram, table, codes)
+        pull = left(rows, table, codes) @ gram
+        better = improved(pull, gram, table, codes)
+        torch.testing.assert_close(pull, left(rows, table, better) @ gram)
         assert bool((losses(better) <= losses(codes) * (1 + 1e-9) + 1e-9).all())
         if torch.equal(better, codes):
             break

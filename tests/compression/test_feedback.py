@@ -49,7 +49,7 @@ def test_int4_loses_less() -> None:
 
 def test_centroids_of_zeros_stay_and_so_do_rows_of_zeros() -> None:
     books = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])
-    found = refit(torch.full((1, 2, 2), 3.0), torch.eye(2)[None], books, torch.tensor([[0], [1]]), torch.ones(1, 2, 1))
+    found = refit(torch.tensor([[[3.0, 3.0], [2.0, 2.0]]]), torch.eye(2)[None], books, torch.tensor([[0], [1]]), torch.ones(1, 2, 1))
     assert found.tolist() == [[[0.0, 0.0], [3.0, 3.0]]]
     weight, x = random(8, 16), inputs(16)
     weight[2] = 0
