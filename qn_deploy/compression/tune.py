@@ -90,8 +90,8 @@ def tune(
 ) -> Program:
     """Fine-tunes a compressed program end to end against the float one, on unlabelled inputs.
 
-    All tables' centroids and scales, integer weights, biases and norms learn together, by Adam; codes and the scales of integer weights
-    stay. At the end the ranges of activations are taken anew.
+    All tables' centroids and scales, integer weights, biases and norms learn together, by Adam; the scales of integer weights stay, and so
+    do codes, if they are not asked to learn. At the end the ranges of activations are taken anew.
 
     Args:
         program: what `compress` or `ipq` gave; it is not changed.

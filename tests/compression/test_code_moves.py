@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qn_deploy.compression.code_moves import CodeConfig, CodeMoves, Move, take_best
+from qn_deploy.compression.code_moves import CodeConfig, CodeMoves, take_best
 from qn_deploy.compression.student import attach_weight, compressed_weights
+from qn_deploy.compression.table_gradients import Move
 from qn_deploy.errors import InputError
 from qn_deploy.recipe import Table
 from qn_deploy.weights.compressed import PQWeight
