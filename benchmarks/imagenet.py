@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import qn_deploy
 from qn_deploy import recipe
-from qn_deploy.compression import CompressConfig
+from qn_deploy.compression import BlockConfig, CompressConfig, blockwise
 from qn_deploy.program.program import Program
 
 TITLE = "EfficientNet-Lite0 on ImageNet"
@@ -35,10 +35,12 @@ FILE_RATIO, FILE_EXTRA = 1.1, 100_000
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared" / "data", help="Folder with imagenet_sample/.")
 @click.option("--images", default=UNLABELLED, show_default=True, help=f"To compress with, of the first {UNLABELLED} of the file.")
+@click.option("--block-steps", default=0, show_default=True, help="Then tune block by block, so many steps for each block.")
+@click.option("--block-lr", default=2e-3, show_default=True, help="All learning rates of it.")
 @click.option("--threads", default=2, show_default=True)
 @seed_option
 @json_option
-def main(data: Path, images: int, threads: int, seed: int, json_file: Path | None) -> None:
+def main(data: Path, images: int, block_steps: int, block_lr: float, threads: int, seed: int, json_file: Path | None) -> None:
     options = chosen()
     if reason := missing(data):
         sys.exit(skip(TITLE, reason, json_file))
@@ -70,6 +72,15 @@ def main(data: Path, images: int, threads: int, seed: int, json_file: Path | Non
     module = compressed.exported.module(check_guards=False)
     rows.append(at_least("accuracy, compressed", _accuracy(lambda x: module(x)[0], test, answers), "%", ACCURACY))
     rows += _file(compressed)
+    if block_steps:
+        progress("tuning block by block")
+        config = BlockConfig(block_steps, lr=block_lr, scale_lr=block_lr, rest_lr=block_lr)
+        spent, tuned = _cpu(lambda: blockwise(compressed, program, batches, config))
+        learnt = tuned.exported.module(check_guards=False)
+        rows += [
+            Row("CPU time of tuning block by block", spent, "s"),
+            Row("accuracy, tuned block by block", _accuracy(lambda x: learnt(x)[0], test, answers), "%"),
+        ]
     sys.exit(finish(TITLE, rows, {"batch": BATCH} | options, json_file))
 
 

@@ -21,7 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qn_deploy import noise, recipe
-    from qn_deploy.compression import CompressConfig, IPQConfig, PlanConfig, TuneConfig, calibrate, compress, ipq, plan, tune
+    from qn_deploy.compression import (
+        BlockConfig,
+        CodeConfig,
+        CompressConfig,
+        IPQConfig,
+        PlanConfig,
+        TuneConfig,
+        calibrate,
+        compress,
+        ipq,
+        plan,
+        tune,
+    )
     from qn_deploy.exporting.config import ExportConfig
     from qn_deploy.exporting.export import export
     from qn_deploy.program.capture import capture
@@ -30,6 +42,8 @@ if TYPE_CHECKING:
     from qn_deploy.verification.ladder import verify
 
 __all__ = [
+    "BlockConfig",
+    "CodeConfig",
     "CompressConfig",
     "ExportConfig",
     "IPQConfig",
@@ -52,7 +66,20 @@ __all__ = [
 
 _PLACES = {
     **dict.fromkeys(
-        ("CompressConfig", "IPQConfig", "PlanConfig", "TuneConfig", "calibrate", "compress", "ipq", "plan", "tune"), "compression"
+        (
+            "BlockConfig",
+            "CodeConfig",
+            "CompressConfig",
+            "IPQConfig",
+            "PlanConfig",
+            "TuneConfig",
+            "calibrate",
+            "compress",
+            "ipq",
+            "plan",
+            "tune",
+        ),
+        "compression",
     ),
     "ExportConfig": "exporting.config",
     "capture": "program.capture",

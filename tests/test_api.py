@@ -42,7 +42,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 def test_every_public_name_is_there() -> None:
     functions = {"calibrate", "capture", "compress", "export", "import_checkpoint", "ipq", "load", "plan", "save", "tune", "verify"}
-    configs = {"CompressConfig", "ExportConfig", "IPQConfig", "PlanConfig", "TuneConfig"}
+    configs = {"BlockConfig", "CodeConfig", "CompressConfig", "ExportConfig", "IPQConfig", "PlanConfig", "TuneConfig"}
     assert set(qn_deploy.__all__) == functions | configs | {"noise", "recipe"}
     assert all(callable(getattr(qn_deploy, name)) for name in functions)
     for name in qn_deploy.__all__:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qn_deploy.compression.blockwise import BlockConfig
+from qn_deploy.compression.code_moves import CodeConfig
 from qn_deploy.compression.compress import CompressConfig
 from qn_deploy.compression.iterative import IPQConfig
 from qn_deploy.compression.tune import TuneConfig
@@ -16,7 +18,7 @@ from qn_deploy.configs import from_dict, to_dict
 from qn_deploy.errors import InputError
 from qn_deploy.exporting.config import ExportConfig
 
-CONFIGS = {kind.__name__: kind for kind in (CompressConfig, IPQConfig, TuneConfig, ExportConfig)}
+CONFIGS = {kind.__name__: kind for kind in (BlockConfig, CodeConfig, CompressConfig, IPQConfig, TuneConfig, ExportConfig)}
 
 
 class Colour(Enum):

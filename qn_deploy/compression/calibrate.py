@@ -57,7 +57,7 @@ def _walked(program: Program, whole: Program, batches: Sequence[Any]) -> tuple[d
     given = as_batches(program, batches)
     ranges, losses = Ranges(len(given)), Losses(weight for weight in weights(program.exported) if weight.name in program.weights)
     ours, theirs = (dict(constants(each.exported).values()) for each in (program, whole))
-    if not _alike(program, whole):
+    if not alike(program, whole):
         theirs = ours
     walk = Walk(with_constants(program.exported, theirs), given, see=ranges.see, differ=losses.see)
     for node, (name, value) in constants(program.exported).items():
@@ -68,7 +68,7 @@ def _walked(program: Program, whole: Program, batches: Sequence[Any]) -> tuple[d
     return ranges.found(), losses.found()
 
 
-def _alike(program: Program, whole: Program) -> bool:
+def alike(program: Program, whole: Program) -> bool:
     """True if both have one graph, and differ in the values of its constants at most; a teacher may be another network."""
     graphs = [[(node.op, node.target) for node in each.exported.graph.nodes] for each in (program, whole)]
     held = [{name: (value.shape, value.dtype) for name, value in constants(each.exported).values()} for each in (program, whole)]

@@ -35,7 +35,7 @@ def assign(rows: Tensor, upper: Tensor, books: Tensor, price: Price | None = Non
         # A block's loss is |error @ whiten|^2, what is left of it when all later weights make up for it as well as they can.
         book = books[column * len(books) // columns]
         costs = None if price is None else price.of_column(column, columns)
-        codes[:, :, column] = _nearest(points @ whiten, book @ whiten, costs)
+        codes[:, :, column] = nearest_of(points @ whiten, book @ whiten, costs)
         return F.embedding(codes[:, :, column], book)
 
     fed_back(rows, upper, d, chosen)
@@ -69,7 +69,7 @@ def improved(pull: Tensor, gram: Tensor, books: Tensor, codes: Tensor, price: Pr
             old = F.embedding(codes[:, :, column], book)
             points = old + near[:, :, here] @ inverse[column]
             costs = None if price is None else price.of_column(column, columns)
-            codes[:, :, column] = _nearest(points @ lower[column], book @ lower[column], costs)
+            codes[:, :, column] = nearest_of(points @ lower[column], book @ lower[column], costs)
             moved[:, :, here] = F.embedding(codes[:, :, column], book) - old
             near.baddbmm_(moved[:, :, here], gram[:, first : first + d, begin:end], alpha=-1)
         pull.baddbmm_(moved, gram[:, begin:end], alpha=-1)
@@ -135,7 +135,7 @@ def fed_back(rows: Tensor, upper: Tensor, d: int, choose: Callable[[int, Tensor,
             rest[:, :, end:].baddbmm_(errors, upper[:, begin:end, end:], alpha=-1)
 
 
-def _nearest(points: Tensor, keys: Tensor, price: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def nearest_of(points: Tensor, keys: Tensor, price: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """int64 [groups, out]: for each of the points [groups, out, d] the nearest of its group's keys [groups, K, d].
 
     A price, worth [groups, out, 1] and bits [K], adds their product to the squared distances: to the dot product, it is one more dimension.

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qn_deploy.compression.student import clamp_tables
+from qn_deploy.compression.student import clamp_tables, tables
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.graph.sites import weights
 from qn_deploy.program.batches import as_batch
 from qn_deploy.program.program import Batch, Program
+
+_LEAST_RMS = 1e-3  # what a parameter of zeros counts as, so that it can leave zero (Adafactor's rule)
 
 Loss = Callable[[Any, Any], Tensor]
 """(the student's outputs, the teacher's outputs) -> a scalar."""
@@ -34,7 +36,7 @@ def distance(student: object, teacher: object, temperature: float = 1.0) -> Tens
             logs = F.log_softmax(ours / temperature, dim=1), F.log_softmax(theirs / temperature, dim=1)
             loss = F.kl_div(*logs, reduction="batchmean", log_target=True) * temperature**2
         else:
-            loss = _relative(ours, theirs)
+            loss = relative(ours, theirs)
         total = total.to(loss.device) + loss
     return total
 
@@ -44,17 +46,16 @@ class Lesson:
     """How a student is moved towards its teacher.
 
     Attributes:
-        student, teacher: graphs in eval mode, or modules; what they return is compared tensor by tensor.
+        student: a graph in eval mode, or a module; what it returns is compared with a teacher's tensor by tensor.
         optimizer: of the student's parameters, new; the learning rates that it was made with are the highest.
         loss: on their outputs.
         hints: how many of the last outputs are hidden values, matched by mean squared error over the teacher's mean square.
         hint_weight: what each hint counts beside `loss`, which sees the other outputs.
         clip: the largest norm of the gradient of all parameters together; infinity for no bound.
-        bfloat16: matrix products in bfloat16 (torch.autocast), of teacher and student.
+        bfloat16: the student's matrix products in bfloat16 (torch.autocast).
     """
 
     student: nn.Module
-    teacher: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Loss = distance
     hints: int = 0
@@ -66,13 +67,16 @@ class Lesson:
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
 
-    def step(self, batch: Batch, rate: float, where: str) -> float:
-        """One step of the optimizer on a batch, at `rate` times the highest learning rates; the loss before it.
+    def step(self, batch: Batch, goal: object, rate: float, where: str) -> float:
+        """One step of the optimizer on a batch, towards what the teacher gives, at `rate` times the highest learning rates.
+
+        Returns:
+            The loss before it.
 
         Raises:
             CompressionError: the loss is not finite; the message says `where`.
         """
-        loss = self._loss(batch)
+        loss = self._loss(batch, goal)
         value = loss.item()
         groups = self.optimizer.param_groups
         if not isfinite(value):
@@ -88,16 +92,27 @@ class Lesson:
         clamp_tables(self.student)
         return value
 
-    def _loss(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def value(self, batch: Batch, goal: object) -> float:
+        """The loss as it is now."""
+        return self._loss(batch, goal).item()
+
+    def _loss(self, batch: Batch, goal: object) -> Tensor:
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.bfloat16):
-            with torch.no_grad():
-                goal = _tensors(self.teacher(*batch))
             answer = _tensors(self.student(*batch))
+        goals = _tensors(goal)
         visible = len(answer) - self.hints
-        loss = self.loss(tuple(answer[:visible]), tuple(goal[:visible]))
-        for ours, theirs in zip(answer[visible:], goal[visible:], strict=True):
-            loss = loss + self.hint_weight * _relative(ours, theirs)
+        loss = self.loss(tuple(answer[:visible]), tuple(goals[:visible]))
+        for ours, theirs in zip(answer[visible:], goals[visible:], strict=True):
+            loss = loss + self.hint_weight * relative(ours, theirs)
         return loss
+
+
+@torch.no_grad()
+def answer_of(teacher: nn.Module, batch: Batch, bfloat16: bool = False) -> object:
+    """What a teacher gives; with matrix products in bfloat16 if asked for."""
+    with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bfloat16):
+        return teacher(*batch)
 
 
 def layers_like(program: Program, globs: tuple[str, ...]) -> tuple[str, ...]:
@@ -111,6 +126,27 @@ def layers_like(program: Program, globs: tuple[str, ...]) -> tuple[str, ...]:
         if not any(fnmatchcase(name, glob) for name in nodes):
             raise InputError(f"the hint {glob!r} matches no layer; the model has {', '.join(nodes) or 'none'}")
     return tuple(node for name, node in nodes.items() if any(fnmatchcase(name, glob) for glob in globs))
+
+
+def learning_rates(student: nn.Module, lr: float, scale_lr: float, rest_lr: float) -> list[dict[str, Any]]:
+    """One group of the optimizer for each parameter that learns, since each has a unit of its own: centroids that of int8 steps.
+
+    Args:
+        student: whose parameters learn.
+        lr: of centroids; all are relative to the root mean square of the parameter.
+        scale_lr: of scales.
+        rest_lr: of all else.
+    """
+    relative_lr: dict[int, float] = {}
+    for _, _, (centroids, scale, *residual) in tables(student):
+        relative_lr |= {id(book): lr for book in (centroids, *residual)} | {id(scale): scale_lr}
+    groups = []
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            rms = float(parameter.detach().square().mean().sqrt())
+            rate = relative_lr[id(parameter)] * rms if id(parameter) in relative_lr else rest_lr * max(rms, _LEAST_RMS)
+            groups.append({"params": [parameter], "lr": rate})
+    return groups
 
 
 def endless(program: Program, batches: Iterable[Any]) -> Iterator[Batch]:
@@ -128,7 +164,8 @@ def endless(program: Program, batches: Iterable[Any]) -> Iterator[Batch]:
     raise InputError("there are no batches to fine-tune with, or no more: give a list or a DataLoader, not a generator")
 
 
-def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
+def relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared error over the teacher's mean square."""
     return F.mse_loss(ours, theirs) / theirs.square().mean().clamp_min(1e-12)
 
 

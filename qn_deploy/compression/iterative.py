@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qn_deploy.compression.calibrate import recalibrated
 from qn_deploy.compression.compress import CompressConfig, coded, float_program
-from qn_deploy.compression.distill import Lesson, Loss, distance, endless
+from qn_deploy.compression.distill import Lesson, Loss, answer_of, distance, endless
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.resume import RunFile, fingerprint
 from qn_deploy.compression.student import attach_weight, learnt, round_centroids, student_of
@@ -135,9 +135,10 @@ def ipq(
             names, where, steps = tuple(target.name for target in found), "in the int8 stage", config.final_steps
             round_centroids(student)
         optimizer = torch.optim.SGD(student.parameters(), lr=config.lr, momentum=config.momentum)
-        lesson = Lesson(student, guide, optimizer, loss or partial(distance, temperature=config.temperature))
+        lesson = Lesson(student, optimizer, loss or partial(distance, temperature=config.temperature))
         for step in range(steps):
-            value = lesson.step(next(stream), 0.5 + 0.5 * cos(pi * step / steps), where)
+            batch = next(stream)
+            value = lesson.step(batch, answer_of(guide, batch), 0.5 + 0.5 * cos(pi * step / steps), where)
             tell(at("fine-tuning", names, (step + 1) / steps, value))
         if file:
             file.save(student.state_dict(), {"stages": stage + 1, "left": left})

@@ -31,7 +31,7 @@ class TableWeight(nn.Module):
     def __init__(self, weight: PQWeight, int8_in_loop: bool = True) -> None:
         super().__init__()
         for name, table in zip(("codes", "residual_codes"), weight.tables, strict=False):
-            self.register_buffer(name, table.codes)
+            self.register_buffer(name, table.codes.clone())  # they may learn
             self.register_buffer(f"_{name}_offsets", table.offsets, persistent=False)
         self.shape = weight.shape
         self.int8_in_loop = int8_in_loop
@@ -41,7 +41,7 @@ class TableWeight(nn.Module):
     def forward(self, centroids: Tensor, scale: Tensor, *residual: Tensor) -> Tensor:
         """The float32 weight of shape `shape`."""
         tables, rows, begin = [], [], 0
-        for (codes, offsets), book in zip(self._codes(), (centroids, *residual), strict=True):
+        for (codes, offsets), book in zip(self.indexed(), (centroids, *residual), strict=True):
             tables.append(book.flatten(0, 1))
             rows.append(codes.int() + offsets + begin)
             begin += len(tables[-1])
@@ -68,13 +68,13 @@ class TableWeight(nn.Module):
         if not self.int8_in_loop:
             books, scale = on_grid(books, scale)
         table = None
-        for (codes, _), book in reversed([*zip(self._codes(), books, strict=True)]):
-            table = PQWeight(codes.cpu(), to_int8(book).to(torch.int8).cpu(), scale.cpu(), self.shape, residual=table)
+        for (codes, _), book in reversed([*zip(self.indexed(), books, strict=True)]):
+            table = PQWeight(codes.cpu().clone(), to_int8(book).to(torch.int8).cpu(), scale.cpu(), self.shape, residual=table)
         assert table is not None
         return table
 
-    def _codes(self) -> list[tuple[Tensor, Tensor]]:
-        """(codes, offsets of the codebooks of their columns) of the table, and of the residual one."""
+    def indexed(self) -> list[tuple[Tensor, Tensor]]:
+        """(codes [out, B], [B] where the codebook of each column begins) of the table, and of the residual one."""
         buffers = dict(self.named_buffers())
         return [(buffers[name], buffers[f"_{name}_offsets"]) for name in ("codes", "residual_codes") if name in buffers]
 

@@ -45,13 +45,16 @@ def student_of(program: Program, hidden: Sequence[str] = ()) -> GraphModule:
 def learnt(program: Program, student: nn.Module) -> Program:
     """The program with what its student has learnt: compressed weights, biases, norms and weights that stayed float.
 
+    The student may be of a part of the program: what it does not hold stays.
+
     Raises:
         CompressionError: a weight is no longer finite; the message names it.
     """
-    carried = compressed_weights(student)
+    new = compressed_weights(student)
+    carried = {**program.weights, **new}
     weights = {weight.name: carried[weight.name] for weight in sites.weights(program.exported) if weight.name in carried}
     plain = {name: parameter.detach().clone() for name, parameter in student.named_parameters() if name in program.exported.state_dict}
-    values = plain | {name: weight.dequantize() for name, weight in weights.items()}
+    values = plain | {name: weight.dequantize() for name, weight in new.items()}
     return replace(program, exported=with_constants(program.exported, values), weights=weights)
 
 
@@ -95,7 +98,7 @@ def compressed_weights(model: nn.Module) -> dict[str, CompressedWeight]:
 @torch.no_grad()
 def round_centroids(model: nn.Module) -> None:
     """Puts int8 into the loop: from here on the forward pass sees every table's centroids on their int8 grid, whose step is now fixed."""
-    for table, (centroids, scale, *residual) in tables(model):
+    for _, table, (centroids, scale, *residual) in tables(model):
         if not table.int8_in_loop:
             books, step = on_grid([centroids, *residual], scale)
             for old, new in zip((centroids, *residual, scale), (*books, step), strict=True):
@@ -106,7 +109,7 @@ def round_centroids(model: nn.Module) -> None:
 @torch.no_grad()
 def clamp_tables(model: nn.Module) -> None:
     """Puts scales, and centroids with int8 in the loop, back into their range; call it after each step of an optimizer."""
-    for table, (centroids, scale, *residual) in tables(model):
+    for _, table, (centroids, scale, *residual) in tables(model):
         scale.clamp_(min=_SMALLEST_SCALE)
         if table.int8_in_loop:
             for book in (centroids, *residual):
@@ -122,8 +125,10 @@ def _carried(model: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
                     yield f"{path}.{leaf}".lstrip("."), carried
 
 
-def tables(model: nn.Module) -> list[tuple[TableWeight, list[nn.Parameter]]]:
-    """Each table, with its centroids, its scale and its residual centroids."""
+def tables(model: nn.Module) -> list[tuple[str, TableWeight, list[nn.Parameter]]]:
+    """Each table: its weight's name, and its centroids, its scale and its residual centroids."""
     return [
-        (kind, list(carried.parameters(recurse=False))) for _, carried in _carried(model) if isinstance(kind := carried[0], TableWeight)
+        (name, kind, list(carried.parameters(recurse=False)))
+        for name, carried in _carried(model)
+        if isinstance(kind := carried[0], TableWeight)
     ]

@@ -12,21 +12,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 from math import inf
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qn_deploy.compression.blockwise import BlockConfig, blockwise
 from qn_deploy.compression.calibrate import recalibrated
-from qn_deploy.compression.distill import Lesson, Loss, distance, endless, layers_like
+from qn_deploy.compression.code_moves import CodeConfig, CodeMoves
+from qn_deploy.compression.distill import Lesson, Loss, answer_of, distance, endless, layers_like, learning_rates
 from qn_deploy.compression.progress import Progress, Tell
 from qn_deploy.compression.resume import RunFile, fingerprint
-from qn_deploy.compression.student import learnt, student_of, tables
+from qn_deploy.compression.student import learnt, student_of
 from qn_deploy.errors import InputError
 from qn_deploy.program.program import Program
-
-_LEAST_RMS = 1e-3  # what a parameter of zeros counts as, so that it can leave zero (Adafactor's rule)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class TuneConfig:
         bfloat16: matrix products in bfloat16, which is faster where the processor has instructions for it.
         save_every: steps between two states in the file of `resume`.
         calibration: how many batches, from the first on, the ranges of activations are taken from at the end; 0 for none.
+        codes: how the codes of tables learn as well; None leaves them as they are.
+        blocks: how blocks of layers learn one after the other before; None does without. It takes of the minutes, but not of the steps.
     """
 
     steps: int = 1000
@@ -60,6 +63,8 @@ class TuneConfig:
     bfloat16: bool = False
     save_every: int = 200
     calibration: int = 8
+    codes: CodeConfig | None = None
+    blocks: BlockConfig | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.save_every < 1 or not 0 <= self.warmup < 1 or (self.minutes is not None and self.minutes <= 0):
@@ -85,8 +90,8 @@ def tune(
 ) -> Program:
     """Fine-tunes a compressed program end to end against the float one, on unlabelled inputs.
 
-    All tables' centroids and scales, integer weights, biases and norms learn together, by Adam; codes and the scales of integer weights
-    stay. At the end the ranges of activations are taken anew.
+    All tables' centroids and scales, integer weights, biases and norms learn together, by Adam; the scales of integer weights stay, and so
+    do codes, if they are not asked to learn. At the end the ranges of activations are taken anew.
 
     Args:
         program: what `compress` or `ipq` gave; it is not changed.
@@ -111,56 +116,68 @@ def tune(
     stream = chain([first], stream)
     hints = layers_like(teacher, config.hints)
     student, guide = (student_of(each, hints) for each in (program, teacher))
-    optimizer = torch.optim.Adam(_learning_rates(student, config))
-    lesson = Lesson(student, guide, optimizer, loss or distance, len(hints), config.hint_weight, config.clip, config.bfloat16)
+    optimizer = torch.optim.Adam(learning_rates(student, config.lr, config.scale_lr, config.rest_lr))
+    lesson = Lesson(student, optimizer, loss or distance, len(hints), config.hint_weight, config.clip, config.bfloat16)
+    moves = CodeMoves(student, config.codes, lesson.value) if config.codes else None
 
-    file, step, spent = None, 0, 0.0
+    file, step, spent, prelude = None, 0, 0.0, 0.0
+    names, limit = tuple(program.weights), 60 * (config.minutes or inf)
     if resume is not None:
         models = student.state_dict(), guide.state_dict()
         file = RunFile(Path(resume), fingerprint("tune", repr(config), *models, {str(i): tensor for i, tensor in enumerate(first)}))
-        if found := file.load():
-            step, spent = _restore(student, optimizer, *found)
-            deque(islice(stream, step), 0)  # batches that it has seen
-    names, limit = tuple(program.weights), 60 * (config.minutes or inf)
+    if found := file and file.load():
+        tensors, position = found
+        step, spent, prelude = position["step"], position["seconds"], position["prelude"]
+        last = deque(islice(stream, step), config.codes.judges if config.codes else 0)  # batches that it has seen
+        _restore(student, optimizer, moves, tensors, [(batch, answer_of(guide, batch, config.bfloat16)) for batch in last])
+    elif config.blocks:
+        begin = time.monotonic()
+        few = [*islice(stream, min(config.blocks.batches, length_hint(batches, config.blocks.batches)))]
+        stream = chain(few, stream)
+        student.load_state_dict(student_of(blockwise(program, teacher, few, config.blocks, progress), hints).state_dict())
+        spent = prelude = time.monotonic() - begin
+        if file:
+            file.save(_state(student, optimizer, moves), {"step": step, "seconds": spent, "prelude": prelude})
+
+    def share() -> float:
+        """Of the run that is done."""
+        return max(step / config.steps, (spent - prelude) / (limit - prelude))
+
     begin = time.monotonic() - spent
     while step < config.steps and spent < limit:
-        value = lesson.step(next(stream), config.rate(max(step / config.steps, spent / limit)), f"at step {step} of {config.steps}")
+        batch = next(stream)
+        goal = answer_of(guide, batch, config.bfloat16)
+        if moves:
+            moves.before(share(), batch, goal)
+        value = lesson.step(batch, goal, config.rate(share()), f"at step {step} of {config.steps}")
         step, spent = step + 1, time.monotonic() - begin
-        last = step == config.steps or spent >= limit
-        if file and (last or step % config.save_every == 0):
-            file.save(_state(student, optimizer), {"step": step, "seconds": spent})
+        over = step == config.steps or spent >= limit
+        if file and (over or step % config.save_every == 0):
+            file.save(_state(student, optimizer, moves), {"step": step, "seconds": spent, "prelude": prelude})
         if progress:
-            progress(Progress(0, 1, "fine-tuning", names, 1.0 if last else max(step / config.steps, spent / limit), value))
+            progress(Progress(0, 1, "fine-tuning", names, 1.0 if over else share(), value))
     return recalibrated(learnt(program, student), teacher, batches, config.calibration, "tune", config)
 
 
-def _learning_rates(student: nn.Module, config: TuneConfig) -> list[dict[str, Any]]:
-    """One group of the optimizer for each parameter, since each has a unit of its own: centroids that of int8 steps."""
-    relative: dict[int, float] = {}
-    for _, (centroids, scale, *residual) in tables(student):
-        relative |= {id(book): config.lr for book in (centroids, *residual)} | {id(scale): config.scale_lr}
-    groups = []
-    for parameter in student.parameters():
-        rms = float(parameter.detach().square().mean().sqrt())
-        lr = relative[id(parameter)] * rms if id(parameter) in relative else config.rest_lr * max(rms, _LEAST_RMS)
-        groups.append({"params": [parameter], "lr": lr})
-    return groups
-
-
-def _state(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(student: nn.Module, optimizer: torch.optim.Optimizer, moves: CodeMoves | None) -> dict[str, Tensor]:
+    model = {f"model/{name}": tensor for name, tensor in student.state_dict().items()}
     moments = {f"adam/{i}/{key}": value for i, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
-    return {f"model/{name}": tensor for name, tensor in student.state_dict().items()} | moments
+    return model | moments | {f"codes/{name}": tensor for name, tensor in (moves.state() if moves else {}).items()}
 
 
 def _restore(
-    student: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], position: dict[str, Any]
-) -> tuple[int, float]:
-    """Puts a saved state back; the steps done and the seconds spent until then."""
-    student.load_state_dict({name: tensor for key, tensor in tensors.items() for kind, _, name in [key.partition("/")] if kind == "model"})
-    moments: dict[int, dict[str, Tensor]] = {}
+    student: nn.Module, optimizer: torch.optim.Optimizer, moves: CodeMoves | None, tensors: dict[str, Tensor], last: list[Any]
+) -> None:
+    """Puts back what `_state` gave."""
+    kinds: dict[str, dict[str, Tensor]] = {"model": {}, "adam": {}, "codes": {}}
     for key, tensor in tensors.items():
-        if key.startswith("adam/"):
-            _, index, name = key.split("/")
-            moments.setdefault(int(index), {})[name] = tensor
+        kind, _, name = key.partition("/")
+        kinds[kind][name] = tensor
+    student.load_state_dict(kinds["model"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in kinds["adam"].items():
+        index, _, key = name.partition("/")
+        moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return position["step"], position["seconds"]
+    if moves:
+        moves.restore(kinds["codes"], last)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compression.distill import Lesson, distance, endless, layers_like
+from qn_deploy.compression.distill import Lesson, answer_of, distance, endless, layers_like
 from qn_deploy.compression.student import student_of
 from qn_deploy.errors import CompressionError, InputError
 from qn_deploy.program.capture import capture
@@ -46,8 +46,8 @@ def test_a_step_is_the_optimizers_at_the_rate_asked_for() -> None:
     teacher = a_net()
     student, expected = disturbed(teacher), disturbed(teacher)
     before = distance(expected(X), teacher(X).detach())
-    lesson = Lesson(student, teacher, torch.optim.SGD(student.parameters(), lr=0.4))
-    assert lesson.step((X,), 0.25, "here") == before.item()
+    lesson = Lesson(student, torch.optim.SGD(student.parameters(), lr=0.4))
+    assert lesson.step((X,), answer_of(teacher, (X,)), 0.25, "here") == before.item()
     before.backward()  # type: ignore[no-untyped-call]
     for found, parameter in zip(student.parameters(), expected.parameters(), strict=True):
         assert parameter.grad is not None
@@ -59,7 +59,7 @@ def test_the_gradient_is_clipped_as_a_whole() -> None:
     teacher = a_net()
     student = disturbed(teacher)
     before = [parameter.detach().clone() for parameter in student.parameters()]
-    Lesson(student, teacher, torch.optim.SGD(student.parameters(), lr=1.0), clip=1e-3).step((X,), 1.0, "here")
+    Lesson(student, torch.optim.SGD(student.parameters(), lr=1.0), clip=1e-3).step((X,), answer_of(teacher, (X,)), 1.0, "here")
     moved = torch.cat([(new - old).flatten() for new, old in zip(student.parameters(), before, strict=True)])
     torch.testing.assert_close(float(moved.detach().norm()), 1e-3, rtol=1e-2, atol=0)
 
@@ -70,8 +70,8 @@ def test_hints_count_beside_the_outputs() -> None:
     hidden = layers_like(a_program(), ("0", "2.*"))
     ours, theirs = (student_of(capture(net, (X,)), hidden) for net in (student, teacher))
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.0)
-    plain = Lesson(student, teacher, optimizer).step((X,), 1.0, "here")
-    hinted = Lesson(ours, theirs, optimizer, hints=2, hint_weight=0.5).step((X,), 1.0, "here")
+    plain = Lesson(student, optimizer).step((X,), answer_of(teacher, (X,)), 1.0, "here")
+    hinted = Lesson(ours, optimizer, hints=2, hint_weight=0.5).step((X,), answer_of(theirs, (X,)), 1.0, "here")
     pairs = [(student[0](X), teacher[0](X)), (student[2][0](student[:2](X)), teacher[2][0](teacher[:2](X)))]
     expected = plain + 0.5 * sum(((ours - theirs).square().mean() / theirs.square().mean()).item() for ours, theirs in pairs)
     assert hinted == pytest.approx(expected, rel=1e-5)
@@ -81,18 +81,18 @@ def test_bfloat16_changes_the_products_and_not_the_parameters() -> None:
     teacher = a_net()
     student = disturbed(teacher)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
-    exact, rough = (Lesson(student, teacher, optimizer, bfloat16=b).step((X,), 1.0, "here") for b in (False, True))
+    exact, rough = (Lesson(student, optimizer, bfloat16=b).step((X,), answer_of(teacher, (X,), b), 1.0, "here") for b in (False, True))
     assert rough != exact and rough == pytest.approx(exact, rel=0.1)
     assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
 
 
 def test_a_loss_that_is_not_finite_says_where() -> None:
     teacher = a_net()
-    lesson = Lesson(disturbed(teacher), teacher, torch.optim.SGD(teacher.parameters(), lr=0.5), lambda ours, theirs: ours[0].sum() / 0)
+    lesson = Lesson(disturbed(teacher), torch.optim.SGD(teacher.parameters(), lr=0.5), lambda ours, theirs: ours[0].sum() / 0)
     with pytest.raises(
         CompressionError, match=r"the loss became (nan|-?inf) while fine-tuning in the attic; try a learning rate below 0\.5"
     ):
-        lesson.step((X,), 1.0, "in the attic")
+        lesson.step((X,), answer_of(teacher, (X,)), 1.0, "in the attic")
 
 
 def test_globs_find_layers_by_the_names_of_their_weights_and_one_that_finds_none_is_refused() -> None:
@@ -137,5 +137,5 @@ def test_the_loss_sees_the_outputs_of_both_as_tuples() -> None:
     teacher = a_net()
     student = disturbed(teacher)
     expected = student(X).detach(), teacher(X).detach()
-    Lesson(student, teacher, torch.optim.SGD(student.parameters(), lr=0.1), loss).step((X,), 1.0, "here")
+    Lesson(student, torch.optim.SGD(student.parameters(), lr=0.1), loss).step((X,), answer_of(teacher, (X,)), 1.0, "here")
     assert all(torch.equal(found, value) for found, value in zip(seen, expected, strict=True))

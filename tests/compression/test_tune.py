@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qn_deploy.compression import IntWeight, PQWeight, Progress, TuneConfig, calibrate, compress, tune
+from qn_deploy.compression import (
+    BlockConfig,
+    CodeConfig,
+    IntWeight,
+    PQWeight,
+    Progress,
+    TuneConfig,
+    blockwise,
+    calibrate,
+    compress,
+    tune,
+)
 from qn_deploy.compression.distill import distance
 from qn_deploy.compression.student import learnt, student_of
 from qn_deploy.configs import to_dict
@@ -73,6 +85,25 @@ def same(one: Program, other: Program) -> bool:
     """Bit for bit, what is float and what is compressed."""
     first, second = student_of(one).state_dict(), student_of(other).state_dict()
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def codes_of(program: Program) -> list[list[list[int]]]:
+    weights = [weight for weight in program.weights.values() if isinstance(weight, PQWeight)]
+    return [table.codes.tolist() for weight in weights for table in weight.tables]
+
+
+class _Killed(Exception):
+    pass
+
+
+def kill(at: float = 0.0, task: str = "fine-tuning") -> Callable[[Progress], None]:
+    """Ends a run when so much of its task is done."""
+
+    def tell(progress: Progress) -> None:
+        if progress.task == task and progress.share >= at:
+            raise _Killed
+
+    return tell
 
 
 def test_everything_but_codes_and_integer_scales_learns(start: Program, teacher: Program) -> None:
@@ -151,20 +182,56 @@ def test_a_loss_of_ones_own_is_followed(start: Program, teacher: Program) -> Non
     assert (run(tuned, *batches()[0]).argmax(1) == 2).all()
 
 
+@pytest.mark.parametrize("every", [4, 5, 8])  # saved between two moves, while gradients are summed up, and while a move is judged
+@pytest.mark.parametrize("blocks", [None, BlockConfig(steps=8, batches=2, codes=CodeConfig(every=3, judges=1))])
+def test_a_killed_run_in_which_codes_learn_ends_with_the_same_bits(
+    start: Program, teacher: Program, tmp_path: Path, every: int, blocks: BlockConfig | None
+) -> None:
+    codes = CodeConfig(every=every, judges=2, share=0.2, reach=0.3, tries=6)
+    config = replace(QUICK, steps=20, save_every=7, codes=codes, blocks=blocks, calibration=0)
+    whole = tune(start, teacher, batches(3), config)
+    with pytest.raises(_Killed):
+        tune(start, teacher, batches(3), config, progress=kill(at=0.45), resume=tmp_path / "run")
+    steps: list[str] = []
+    resumed = tune(start, teacher, batches(3), config, progress=lambda at: steps.append(at.task), resume=tmp_path / "run")
+    assert steps == ["fine-tuning"] * 13
+    assert same(resumed, whole) and resumed.provenance == whole.provenance
+    assert codes_of(whole) != codes_of(start) and same(tune(start, teacher, batches(3), config), whole)
+
+
+def test_a_run_killed_after_its_blocks_begins_behind_them(start: Program, teacher: Program, tmp_path: Path) -> None:
+    config = replace(QUICK, steps=5, blocks=BlockConfig(steps=3))
+    whole = tune(start, teacher, batches(3), config)
+    with pytest.raises(_Killed):
+        tune(start, teacher, batches(3), config, progress=kill(task="fine-tuning"), resume=tmp_path / "run")
+    tasks: list[str] = []
+    resumed = tune(start, teacher, batches(3), config, progress=lambda at: tasks.append(at.task), resume=tmp_path / "run")
+    assert tasks == ["fine-tuning"] * 5 and same(resumed, whole)
+
+
+def test_blocks_that_learn_before_are_where_the_run_begins(start: Program, teacher: Program) -> None:
+    blocks = BlockConfig(steps=20, batches=3, lr=0.01, scale_lr=0.01, rest_lr=0.01)
+    tuned = tune(start, teacher, batches(), TuneConfig(steps=0, blocks=blocks))
+    assert same(tuned, blockwise(start, teacher, batches(3), blocks))
+    assert not same(tuned, start) and [entry["stage"] for entry in tuned.provenance] == ["compress", "tune"]
+
+
+def test_codes_that_learn_are_what_will_be_stored(start: Program, teacher: Program) -> None:
+    before = codes_of(start)
+    tuned = tune(start, teacher, batches(), replace(QUICK, codes=CodeConfig(every=5, judges=1, share=0.2, reach=0.3)))
+    (x,) = batches()[0]
+    assert torch.equal(run(tuned, x), student_of(tuned)(x)[0])
+    assert all(torch.equal(tuned.exported.state_dict[name], weight.dequantize()) for name, weight in tuned.weights.items())
+    assert codes_of(tuned) != before == codes_of(start)
+
+
 @pytest.mark.parametrize("killed_at", [0.35, 1.0])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(start: Program, teacher: Program, tmp_path: Path, killed_at: float) -> None:
     config = TuneConfig(steps=20, save_every=7)  # no multiple of the three batches
     whole = tune(start, teacher, batches(3), config)
 
-    class Killed(Exception):
-        pass
-
-    def kill(at: Progress) -> None:
-        if at.share >= killed_at:
-            raise Killed
-
-    with pytest.raises(Killed):
-        tune(start, teacher, batches(3), config, progress=kill, resume=tmp_path / "run")
+    with pytest.raises(_Killed):
+        tune(start, teacher, batches(3), config, progress=kill(at=killed_at), resume=tmp_path / "run")
     steps: list[float] = []
     resumed = tune(start, teacher, batches(3), config, progress=lambda at: steps.append(at.share), resume=tmp_path / "run")
     assert len(steps) == (13 if killed_at < 1 else 0)
