@@ -35,5 +35,6 @@ def weight_hashes(data: bytes) -> set[str]:
 def table_hashes(data: bytes) -> set[str]:
     """The sha256 of the int8 values of each weight that the file holds as a table; int8 weights, in blobs of single values, are none."""
     tables = [table for constant in named_data(data).values() if (table := table_of(constant)) is not None]
-    compressed = [table for table in tables if not torch.equal(table.centroids, SINGLE_VALUES)]
+    # In any order: where codes are entropy-coded, centroids are sorted by their use.
+    compressed = [table for table in tables if not torch.equal(table.centroids.sort(1).values, SINGLE_VALUES)]
     return {sha256(table.int8().contiguous().numpy().tobytes()).hexdigest() for table in compressed}

@@ -42,7 +42,8 @@ class TableBlob {
     const uint8_t* body = data + kHeaderBytes;
     uint64_t left = size - kHeaderBytes;
     if (data[16] == kCoded && !blob.inflate(body, left)) return std::nullopt;
-    return blob.lay_out(body, left) && blob.contents_valid() ? std::optional(blob) : std::nullopt;
+    if (!blob.lay_out(body, left) || !blob.contents_valid()) return std::nullopt;
+    return blob;
   }
 
   // Bytes of the constant that the blob stands for.
@@ -253,7 +254,7 @@ class TableBlob {
   uint64_t groups_ = 0, rows_ = 0, inner_ = 0, spatial_ = 0, block_ = 0, columns_ = 0;
   size_t dense_bytes_ = 0;
   const uint8_t* scales_ = nullptr;
-  std::shared_ptr<uint8_t[]> arrays_;  // of a coded blob
+  std::unique_ptr<uint8_t[]> arrays_;  // of a coded blob
   Table first_, residual_;
 };
 
