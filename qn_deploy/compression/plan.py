@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import inf, log10
 from typing import Any
 
@@ -260,8 +260,7 @@ class Planner:
 
     @property
     def _compress_config(self) -> CompressConfig:
-        config = self._config
-        return CompressConfig(config.damping, config.correction, config.correction_damping, config.rounds, config.seed, config.memory)
+        return CompressConfig(**{field.name: getattr(self._config, field.name) for field in fields(CompressConfig)})
 
     def _recipe(self, choice: Choice) -> Recipe:
         return recipe_of(

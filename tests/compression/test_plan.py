@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qn_deploy.compression.choices import Choices
-from qn_deploy.compression.compress import compress
+from qn_deploy.compression.compress import CompressConfig, compress
 from qn_deploy.compression.effects import Effects, effects_of
 from qn_deploy.compression.metric import signal
 from qn_deploy.compression.plan import PlanConfig, Planner, file_bytes, plan
@@ -78,6 +78,14 @@ def test_what_was_found_stands_in_the_provenance(net: tuple[Program, list[Batch]
     sizes, decibels = zip(*entry["frontier"], strict=True)
     assert list(sizes) == sorted(sizes) and list(decibels[:-1]) == sorted(decibels[:-1])
     assert small.ranges and small.recipe is not None and small.recipe.title == "budget"
+
+
+def test_all_that_is_said_of_compression_reaches_it(net: tuple[Program, list[Batch]]) -> None:
+    program, batches = net
+    said = {"damping": 0.02, "correction": 0.5, "correction_damping": 0.3, "rounds": 2, "seed": 3, "memory": 64, "rate": 0.3}
+    assert said.keys() == {field.name for field in fields(CompressConfig)}
+    small = plan(program, batches, max_size=24_000, config=PlanConfig(draws=8, **said))  # type: ignore[arg-type]
+    assert small.provenance[1]["config"] == said
 
 
 @pytest.mark.slow
