@@ -101,6 +101,7 @@ def to_tables(pte: bytes, tables: Mapping[str, bytes], layers: tuple[Layer, ...]
         _replace_graphs(file, STOCK_BACKEND, LAYER_BACKEND, partial(_pack_layer, named, packed), holding=layer.weight)
     _replace_graphs(file, STOCK_BACKEND, TABLE_BACKEND, packed)
     result = _serialize(file, ALIGNMENT if ours_alone else STOCK_ALIGNMENT)
+    del file, constants  # as large as `pte`, and expanding makes as much again
     if not _expands_to(result, pte):
         raise ExportError(
             "expanding the tables does not give the stock program back: a table does not match its key, or the program was written with "
@@ -139,6 +140,8 @@ def kept_in(pte: bytes, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     Raises:
         InputError: the bytes are no .pte.
     """
+    if not layers:
+        return ()
     file = _parse(pte)
     held, graphs = set(_entries(file)), [bytes(graph.data) for graph in file.program.backend_delegate_data]
     return tuple(

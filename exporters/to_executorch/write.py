@@ -55,14 +55,16 @@ def write(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Wri
 def _write_delegate_form(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Written:
     asked = {f"{name}{INT8_SUFFIX}" for name in to_keep(lowered.weights, options.memory)}
     edge, stock, found = lower_to_xnnpack(lowered.exported, kept=asked)
+    portable, facts, folded = _portable(edge), _narrowed(program, edge), _folded(program, lowered, edge)
+    del edge  # its delegates hold all weights once more
     transposed = _transposed(lowered.exported)
     coded = options.coding == "entropy"
     blobs = {name: named_blobs(table, dtype, transposed.get(name, ()), coded) for name, (table, dtype) in _tables(lowered).items()}
     tables = {key: blob for entry in blobs.values() for key, blob in entry.items()}
-    held = named_data(stock).keys()
+    held = set(named_data(stock))
     dense = [name.removesuffix(INT8_SUFFIX) for name, entry in blobs.items() if not entry.keys() & held]
     notes = [f"{name} is stored dense: XNNPACK does not hold it as it is, or its table would be larger" for name in dense]
-    notes += [*_recurrent(program), *_portable(edge)]
+    notes += [*_recurrent(program), *portable]
     layers = kept_in(stock, tuple(layer for layer in found if layer.weight in tables))
     kept = {layer.weight: weight for layer in layers if isinstance(weight := lowered.weights[layer.name], PQWeight)}
     memory = in_memory(lowered.weights, [layer.name.removesuffix(INT8_SUFFIX) for layer in layers], options.memory)
@@ -71,9 +73,9 @@ def _write_delegate_form(program: Program, lowered: Lowered, options: Executorch
         lowered=lowered,
         notes=(*notes, *remarks(memory, options.memory)),
         companions={STOCK_FORM: pack(stock, tables)},
-        facts=_narrowed(program, edge),
+        facts=facts,
         dense=tuple(dense),
-        folded=_folded(program, lowered, edge),
+        folded=folded,
         memory=memory,
     )
 

@@ -222,7 +222,7 @@ def to_int8(values: Tensor, top: int = INT8_MAX) -> Tensor:
 
 
 def _per_row(scale: Tensor, values: Tensor) -> Tensor:
-    return scale.reshape(-1, *[1] * (values.ndim - 1)) * values.float()
+    return values.float().mul_(scale.reshape(-1, *[1] * (values.ndim - 1)))  # in place: an embedding is large
 
 
 def _check_scale(scale: Tensor, out: int) -> None:
