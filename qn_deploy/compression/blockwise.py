@@ -87,8 +87,10 @@ def blockwise(
     config = config or BlockConfig()
     if not alike(program, teacher):
         raise InputError("block by block needs the float program that the compressed one was made of; this teacher has another graph")
-    ours, theirs = (blocks(unlifted(each.exported), program.weights, config.layers) for each in (program, teacher))
-    flow = _Flow(ours, program.inputs, as_batches(program, islice(batches, config.batches)), config.memory)
+    graphs = [unlifted(each.exported) for each in (program, teacher)]
+    ours, theirs = (blocks(graph, program.weights, config.layers) for graph in graphs)
+    inputs = [node.name for node in graphs[_OURS].graph.find_nodes(op="placeholder")]  # not the user's names: "input" becomes "input_1"
+    flow = _Flow(ours, inputs, as_batches(program, islice(batches, config.batches)), config.memory)
     for index, (block, whole) in enumerate(zip(ours, theirs, strict=True)):
         flow.through(index, whole.module, _THEIRS)
         names = tuple(name for name in program.weights if name in block.own)
@@ -155,7 +157,7 @@ class _Flow:
 
     Args:
         parts: the blocks.
-        inputs: names of what the user gives.
+        inputs: nodes of what the user gives.
         batches: of it.
         memory: MB of values that are held in memory.
     """

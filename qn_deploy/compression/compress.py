@@ -157,7 +157,7 @@ def _one_pass(program: Program, found: list[Target], batches: list[Batch], work:
     for stage in stages_of(found):
         reader = stage[0].weight.readers[0]
         walk.until(reader)
-        moments = moments_of(stage, walk, len(batches), config.seed)
+        moments = moments_of(stage, walk, len(batches), config)
         if len(stage) == 1:
             moments += later.get(stage[0].name, Moments())
         try:
@@ -190,13 +190,14 @@ def stages_of(found: list[Target]) -> list[list[Target]]:
     return list(stages.values())
 
 
-def moments_of(stage: list[Target], walk: Walk, count: int, seed: int) -> Moments:
+def moments_of(stage: list[Target], walk: Walk, count: int, config: CompressConfig) -> Moments:
     """What meets the weights of a stage, when the walk of `count` batches has come to their reader; nothing where that can't be told."""
     weight = stage[0].weight
     source = source_of(weight.readers[0])
     if source is None:
         return Moments()
-    return measured(weight.readers[0], weight.value, walk.values(source), count, seed, weight.bias is not None)
+    biased = weight.bias is not None
+    return measured(weight.readers[0], weight.value, walk.values(source), count, config.seed, biased, config.correction_damping)
 
 
 def _of_later_readers(program: Program, found: list[Target], batches: list[Batch], config: CompressConfig) -> dict[str, Moments]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from qn_deploy.compression.moments import Moments
+from qn_deploy.compression.sample import damped, shrinkage
 from qn_deploy.errors import CompressionError, InputError
 
-_MOST_NOISE = 0.95  # of what tells H from a multiple of the identity
+_USUAL = 0.8  # of the way, where there is one batch only, and nothing tells how far is right
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -26,7 +27,7 @@ class Feedback:
     Attributes:
         damping: added to the diagonal of H, as a share of its mean; more is added where the batches disagree on H.
         correction: how far a weight first moves to where its layer, after compressed layers, best gives what the float model's gives;
-            0 is not at all, 1 all the way.
+            0 is not at all, 1 as far as one half of the batches says that it helps on the other half.
         correction_damping: as `damping`, for this move.
         rounds: how often codes are chosen and centroids refitted.
 
@@ -35,7 +36,7 @@ class Feedback:
     """
 
     damping: float = 0.01
-    correction: float = 0.8
+    correction: float = 1.0
     correction_damping: float = 0.2
     rounds: int = 5
 
@@ -76,14 +77,15 @@ class Curvature:
         if not torch.isfinite(moments.gram).all() or not torch.isfinite(moments.shift).all():
             raise CompressionError("its inputs hold NaN or infinity; look for it in the batches")
         # A matrix of a wide layer is large, and twice as large in float64: few of them live at once.
-        least = _shrinkage(moments)
+        noise = torch.zeros(len(moments.gram)) if moments.noise is None else moments.noise
+        least = shrinkage(moments.gram, noise)
         if config.correction and moments.shift.any():
-            lower = _lower(_damped(moments.gram, least.clamp_min(config.correction_damping))).float()
-            move = torch.cholesky_solve(moments.shift.mT, lower).mT.mul_(config.correction)
+            lower = _lower(damped(moments.gram, least.clamp_min(config.correction_damping))).float()
+            move = torch.cholesky_solve(moments.shift.mT, lower).mT.mul_(config.correction * _believed(moments))
             del lower
         else:
             move = torch.zeros_like(moments.shift)
-        gram = _damped(moments.gram, least.clamp_min(config.damping))
+        gram = damped(moments.gram, least.clamp_min(config.damping))
         return cls(gram, _factor(gram), move, moments.mean, moments.their_mean)
 
     def rows(self, weight: Tensor) -> Tensor:
@@ -114,24 +116,12 @@ class Curvature:
         return old + theirs - ours
 
 
-def _shrinkage(moments: Moments) -> Tensor:
-    """[groups, 1]: the damping with which a sample's H is nearest to that of all inputs (Ledoit and Wolf 2004)."""
-    assert moments.gram is not None
-    if moments.noise is None:
-        return torch.zeros(len(moments.gram), 1)
-    diagonal = moments.gram.diagonal(dim1=1, dim2=2)
-    apart = moments.gram.square().sum((1, 2)) - diagonal.mean(1).square() * diagonal.shape[1]  # from a multiple of the identity
-    share = (moments.noise / apart.clamp_min(_TINY)).clamp(0, _MOST_NOISE)
-    return (share / (1 - share))[:, None]
-
-
-def _damped(gram: Tensor, damping: Tensor) -> Tensor:
-    """A copy with a share [groups, 1] of its mean diagonal added to the diagonal."""
-    damped = gram.clone()
-    diagonal = damped.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True)
-    diagonal += damping * torch.where(mean > _TINY, mean, 1.0)  # inputs next to zero say nothing: all weights count alike
-    return damped
+def _believed(moments: Moments) -> Tensor:
+    """[groups, 1, 1]: how far of the way to move."""
+    if moments.agreed is None:
+        return torch.tensor(_USUAL)
+    gain, cost = moments.agreed[:, :, None, None].unbind(1)
+    return torch.where(cost > _TINY, gain / cost.clamp_min(_TINY), 0.0).clamp(0, 1)
 
 
 def _lower(gram: Tensor) -> Tensor:

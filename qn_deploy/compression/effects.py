@@ -115,7 +115,7 @@ def _coded(
     walk = Walk(program.exported, batches, config.memory << 20, ranges.see)
     for stage in stages_of(list(found)):
         walk.until(stage[0].weight.readers[0])
-        moments = moments_of(stage, walk, len(batches), config.seed)
+        moments = moments_of(stage, walk, len(batches), config)
         try:
             curvature = None if moments.gram is None else Curvature.of(moments, config)
             for target in stage:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qn_deploy.compression.sample import Half, agreement, shrinkage
 from qn_deploy.graph.operators import Kind, kind_of
 
-_ROUNDING = 1e-5  # of the mean square about 0, added to that about the mean: a difference of sums in float32 tells no more
+_ROUNDING = 1e-5  # of the mean square about 0, added to that about the mean: activations in float32 tell no more
 _FLOOR = 1e-3  # of the mean square over all inputs, added to that of each: an input next to zero is not blown up to unit size
 _SILENT = 1e-30  # mean square of a batch's inputs that tell nothing: scaled to unit size, they would outweigh all others
 _TINY = torch.finfo(torch.float32).tiny
@@ -35,6 +36,8 @@ class Moments:
         gram: float32 [groups, n, n], the sum of x^T x over inputs x [1, n]; None if the weight is only looked up.
         shift: float32 [groups, n, n], the sum of (y - x)^T x, where y is the same input in the float model, scaled by the same factor.
         noise: float32 [groups], the squared error of `gram`, which is known from a sample only: |gram - what all inputs would give|^2.
+        agreed: float32 [groups, 2], how far both halves of the sample agree on what `shift` asks for, see `agreement`; None if nothing
+            tells.
         mean: float32 [groups, 1, n], the mean of x, if a bias can make up for what it loses; x and y above are then less their means.
         their_mean: the same of y.
         lookups: float32 [rows], how often each row of an embedding was looked up; None if the weight is no embedding's.
@@ -43,6 +46,7 @@ class Moments:
     gram: Tensor | None = None
     shift: Tensor | None = None
     noise: Tensor | None = None
+    agreed: Tensor | None = None
     mean: Tensor | None = None
     their_mean: Tensor | None = None
     lookups: Tensor | None = None
@@ -107,7 +111,13 @@ def geometry_of(node: Node, weight: Tensor) -> Geometry:
 
 
 def measured(
-    node: Node, weight: Tensor, values: Iterable[tuple[Tensor, Tensor]], batches: int, seed: int = 0, bias: bool = False
+    node: Node,
+    weight: Tensor,
+    values: Iterable[tuple[Tensor, Tensor]],
+    batches: int,
+    seed: int = 0,
+    bias: bool = False,
+    damping: float = 0.0,
 ) -> Moments:
     """The moments of one reader of a weight.
 
@@ -118,6 +128,7 @@ def measured(
         batches: how many there are; each gives an equal share of the sample.
         seed: of the sample.
         bias: the reader adds one that can make up for what the mean loses.
+        damping: with which the agreement of both halves is judged, at least.
     """
     if kind_of(node) is Kind.LOOKUP:
         total = Moments()
@@ -128,11 +139,9 @@ def measured(
     size = weight[0].numel()
     share = -(-max(_SAMPLE // geometry.groups, _PER_WEIGHT * size) // batches)
     generator = torch.Generator().manual_seed(seed)
-    halves = (
-        _Sums(geometry.groups, size),
-        _Sums(geometry.groups, size),
-    )  # of every other batch: how far they differ tells how well both are known
-    shift = torch.zeros(geometry.groups, size, size)
+    # Of every other batch: how far they differ tells how well both are known.
+    halves = Half(geometry.groups, size, bias), Half(geometry.groups, size, bias)
+    moved = False  # something before was compressed
     for index, (ours, theirs) in enumerate(values):
         positions = _positions(ours, geometry, share, generator)
         x = inputs_at(ours, geometry, positions)
@@ -141,65 +150,34 @@ def measured(
         factor = (square + _FLOOR * usual).rsqrt() if usual > _SILENT else torch.zeros_like(square)
         half, scaled = halves[index % 2], factor * x
         half.add(scaled, factor)
-        if theirs is not ours:  # something before it was compressed
+        if theirs is not ours:
+            moved = True
             change = factor * (inputs_at(theirs, geometry, positions) - x)
             half.change.baddbmm_(factor.mT, change)
-            shift.baddbmm_(change.mT, scaled)
-    return _joined(*halves, shift, bias)
+            half.shift.baddbmm_(change.mT, scaled)
+    return _joined(*halves, bias, damping if moved else None)
 
 
-def _joined(first: _Sums, second: _Sums, shift: Tensor, bias: bool) -> Moments:
+def _joined(first: Half, second: Half, bias: bool, damping: float | None) -> Moments:
     """The moments of all inputs, by the sums over two halves of them, whose memory becomes theirs."""
+    if bias:
+        (mean, change), (other_mean, other_change) = first.centre(), second.centre()
+    noise, agreed = first.apart(second), None
+    if damping is not None and first.count and second.count:
+        least = shrinkage(first.gram + second.gram, noise).clamp_min(damping)
+        agreed = agreement((first.gram, second.gram), (first.shift, second.shift), least)
+    gram, shift = first.gram.add_(second.gram), first.shift.add_(second.shift)
     if not bias:
-        noise = first.apart(second)
-        return Moments(first.gram.add_(second.gram), shift, noise)
+        return Moments(gram, shift, noise, agreed)
     ones = (first.ones + second.ones).clamp_min(_TINY)
-    mean, change = (first.x + second.x) / ones, (first.change + second.change) / ones
-    shift.baddbmm_(change.mT, mean * ones, alpha=-1)
-    level = sum(half.gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) for half in (first, second))
-    between = first.centre() - second.centre()
-    noise = first.apart(second)
-    gram = first.gram.add_(second.gram)
-    gram.baddbmm_(between.mT, between * (first.ones * second.ones / ones))
-    gram.diagonal(dim1=1, dim2=2).add_(_ROUNDING * level)
-    return Moments(gram, shift, noise, mean, mean + change)
-
-
-class _Sums:
-    """Sums over some inputs; each input, and the one that stands for the bias beside it, was scaled by the same factor.
-
-    Attributes:
-        gram: float32 [groups, n, n], of x^T x.
-        x: float32 [groups, 1, n], of 1 x.
-        change: float32 [groups, 1, n], of 1 (y - x).
-        ones: float32 [groups, 1, 1], of 1 1.
-        count: how many inputs.
-    """
-
-    def __init__(self, groups: int, n: int) -> None:
-        self.gram, self.ones = torch.zeros(groups, n, n), torch.zeros(groups, 1, 1)
-        self.x, self.change = (torch.zeros(groups, 1, n) for _ in range(2))
-        self.count = 0
-
-    def add(self, x: Tensor, factor: Tensor) -> None:
-        """Takes inputs in: x [groups, P, n], factor [groups, P, 1]."""
-        self.gram.baddbmm_(x.mT, x)
-        self.x.baddbmm_(factor.mT, x)
-        self.ones.baddbmm_(factor.mT, factor)
-        self.count += x.shape[1]
-
-    def centre(self) -> Tensor:
-        """Takes the mean [groups, 1, n] out of `gram`, and gives it."""
-        mean = self.x / self.ones.clamp_min(_TINY)
-        self.gram.baddbmm_(self.x.mT, mean, alpha=-1)
-        return mean
-
-    def apart(self, other: _Sums) -> Tensor:
-        """[groups]: how far the sum of both grams is off, squared, if both are samples of the same inputs."""
-        if not self.count or not other.count:
-            return torch.zeros(len(self.gram))  # a single batch
-        share = self.count / (self.count + other.count)
-        return share * (1 - share) * (self.gram / share - other.gram / (1 - share)).square_().sum((1, 2))
+    between, shares = mean - other_mean, (first.ones / ones, second.ones / ones)
+    weight = shares[0] * second.ones
+    gram.baddbmm_(between.mT, between * weight)
+    shift.baddbmm_((change - other_change).mT, between * weight)
+    mean, change = shares[0] * mean + shares[1] * other_mean, shares[0] * change + shares[1] * other_change
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    diagonal += _ROUNDING * (diagonal + ones[:, 0] * mean[:, 0].square()).mean(1, keepdim=True)
+    return Moments(gram, shift, noise, agreed, mean, mean + change)
 
 
 def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:

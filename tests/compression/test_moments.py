@@ -78,6 +78,17 @@ def test_a_bias_takes_the_means_out(sizes: list[int], seed: int) -> None:
     close(found.their_mean, their_mean[None, None].float())
 
 
+@pytest.mark.parametrize("before", [[], [torch.zeros(8, 256)]])
+def test_inputs_next_to_their_mean_leave_moments_that_no_rounding_made(before: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    inputs = 1000 * torch.randn(256) + torch.randn(512, 256)
+    found = measured(LINEAR, torch.empty(5, 256), [(x, x) for x in (*before, inputs)], 1, bias=True).gram
+    centred = (inputs - inputs.mean(0)).double()
+    assert found is not None and float(torch.linalg.eigvalsh(found.double()).min()) > 0
+    off, expected = (matrix - matrix.diagonal().diag() for matrix in (found[0], centred.mT @ centred / inputs.square().mean()))
+    assert float((off - expected).norm() / expected.norm()) < 0.05
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_noise_is_how_far_the_gram_of_such_a_sample_is_off(bias: bool) -> None:
     torch.manual_seed(0)
