@@ -27,8 +27,19 @@ if TYPE_CHECKING:
     metavar="MODULE:FUNCTION",
     help="Takes a function that runs the model, gives points of each sample or of all; more is better.",
 )
+@click.option(
+    "--rate", default=0.0, metavar="NUMBER", help="Choose tables that a .pte stores in fewer bytes: 0.3 for a little loss, 0 for none."
+)
 @click.option("--tune", "minutes", type=MINUTES, metavar="TIME", help="Then fine-tune against the float model, without labels: 10min.")
 @click.option("--data", "tuning", metavar="DATA", help="Inputs to tune with, of the kinds of --calibrate; without it, those.")
+@click.option(
+    "--tune-blocks",
+    "block_steps",
+    type=click.IntRange(0),
+    default=0,
+    metavar="STEPS",
+    help="Begin --tune with blocks of layers, one after the other, so many steps each: 32 for little data.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 @click.option("--out", type=PATH, default=Path("model.pt"), show_default=True, help="The file to write.")
 @json_option
@@ -39,8 +50,10 @@ def command(
     size_of: str | None,
     max_drop: float | None,
     metric: str | None,
+    rate: float,
     minutes: float | None,
     tuning: str | None,
+    block_steps: int,
     seed: int,
     out: Path,
     as_json: bool,
@@ -72,7 +85,9 @@ def command(
         max_drop=max_drop,
         metric=None if metric is None else function_of(metric),
         size=file_bytes if size_of is None else written_size(size_of),
+        rate=rate,
         minutes=minutes,
+        block_steps=block_steps,
         seed=seed,
     )
     program, batches = given.open()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from qn_deploy.compression.auto import auto_recipe
+from qn_deploy.compression.blockwise import BlockConfig
 from qn_deploy.compression.compress import CompressConfig, compress
 from qn_deploy.compression.metric import Metric
 from qn_deploy.compression.plan import PlanConfig, file_bytes, plan
@@ -30,11 +32,14 @@ class Request:
         max_drop: points of the metric that may be lost before tuning.
         metric: what a program is worth; None for dB of signal, see `plan`.
         size: bytes of a program as it is written, which `max_size` limits.
+        rate: what bytes of an entropy-coded file count beside what is lost, see `CompressConfig`.
         minutes: of tuning after compression; None for none.
+        block_steps: of tuning for each block of layers, one block after the other, in the first part of these minutes; 0 for none.
         seed: of everything random.
 
     Raises:
-        InputError: more than one of recipe, `max_size` and `max_drop`, or a metric without `max_drop`.
+        InputError: more than one of recipe, `max_size` and `max_drop`, a metric without `max_drop`, steps for blocks without minutes, or a
+            number that makes no sense.
     """
 
     recipe: Recipe | None = None
@@ -42,7 +47,9 @@ class Request:
     max_drop: float | None = None
     metric: Metric | None = None
     size: Callable[[Program], int] = file_bytes
+    rate: float = 0.0
     minutes: float | None = None
+    block_steps: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +59,10 @@ class Request:
             raise InputError("--metric says what --max-drop counts; give both")
         if self.max_drop is not None and not self.max_drop >= 0:
             raise InputError(f"--max-drop is {self.max_drop}; expected 0 or more points")
+        if not 0 <= self.rate < inf:
+            raise InputError(f"--rate is {self.rate}; expected 0 or more")
+        if self.block_steps and self.minutes is None:
+            raise InputError("--tune-blocks is the first part of tuning; say with --tune how long all of it may take")
 
     @property
     def has_budget(self) -> bool:
@@ -87,7 +98,9 @@ def fulfil(
     if request.minutes is None:
         return small
     stage(f"tuning for {request.minutes:g} minutes")
-    tuned = tune(small, program, tuning or batches or (), TuneConfig(steps=_STEPS, minutes=request.minutes), progress=progress)
+    blocks = BlockConfig(request.block_steps) if request.block_steps else None
+    config = TuneConfig(steps=_STEPS, minutes=request.minutes, blocks=blocks)
+    tuned = tune(small, program, tuning or batches or (), config, progress=progress)
     if request.max_size is not None and (over := request.size(tuned) - request.max_size) > 0:
         return replace(small, notes=(*small.notes, f"the tuned file would have {over:,} bytes too many, so this is the one before tuning"))
     return tuned
@@ -99,11 +112,11 @@ def _compressed(
     if not request.has_budget:
         recipe = request.recipe or auto_recipe(program)
         stage(f"compressing by the recipe {recipe.title}")
-        return compress(program, recipe, batches, CompressConfig(seed=request.seed), progress)
+        return compress(program, recipe, batches, CompressConfig(seed=request.seed, rate=request.rate), progress)
     if batches is None:
         raise InputError("a budget needs data to measure what each layer does to the outputs: --calibrate data.npz")
     stage("measuring what each layer does to the outputs, and compressing within the budget")
     room = 0 if request.minutes is None else _ROOM
     limit = None if request.max_size is None else request.max_size - room
-    config = PlanConfig(seed=request.seed)
+    config = PlanConfig(seed=request.seed, rate=request.rate)
     return plan(program, batches, limit, request.max_drop, request.metric, request.size, config, progress)

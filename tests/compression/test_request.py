@@ -28,6 +28,17 @@ def test_without_a_recipe_the_operators_choose_and_tuning_comes_after() -> None:
         fulfil(program, Request(minutes=1.0), None)
 
 
+def test_a_rate_and_steps_for_blocks_reach_what_they_are_for() -> None:
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    batches = [(torch.randn(16, 16),) for _ in range(3)]
+    program = capture(net, batches[0])
+    small = fulfil(program, Request(recipe_of("int8"), rate=0.5, minutes=1e-4, block_steps=2), batches)
+    compressed, tuned = (entry["config"] for entry in small.provenance)
+    assert compressed["rate"] == 0.5 and tuned["blocks"]["steps"] == 2
+    within = fulfil(program, Request(max_size=20_000, rate=0.25), batches)
+    assert within.provenance[-1]["config"]["rate"] == 0.25
+
+
 def test_a_budget_is_kept_with_tuning_too() -> None:
     net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 16))
     batches = [(torch.randn(32, 64),) for _ in range(4)]
@@ -43,6 +54,7 @@ def test_a_budget_is_kept_with_tuning_too() -> None:
         ({"recipe": recipe_of("int8"), "max_size": 5}, "give one of --recipe, --max-size and --max-drop"),
         ({"max_size": 5, "max_drop": 1.0}, "give one of --recipe, --max-size and --max-drop"),
         ({"max_size": 5, "metric": lambda run: 0.0}, "--metric says what --max-drop counts; give both"),
+        ({"block_steps": 8}, "--tune-blocks is the first part of tuning; say with --tune how long"),
         ({"max_drop": -1.0}, "--max-drop is -1.0; expected 0 or more points"),
         ({"max_drop": float("nan")}, "--max-drop is nan"),
     ],
