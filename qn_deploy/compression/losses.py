@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from math import isfinite, log10
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
 from qn_deploy.configs import to_dict
 from qn_deploy.graph.sites import Weight
+from qn_deploy.memory import as_laid_out
 from qn_deploy.program.program import SQNR
+
+_PART = 1 << 20  # values at once: few enough for sums in float32, and for memory that is used again
 
 
 class Losses:
@@ -32,8 +36,10 @@ class Losses:
         name = self._names.get(node)
         if name is None or not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
             return
-        self._noise[name] += float((ours - theirs).double().square().sum())
-        self._power[name] += float(theirs.double().square().sum())
+        for a, b in zip(*(torch.split(values, _PART) for values in as_laid_out(ours, theirs)), strict=True):
+            noise, whole = (a - b).float(), b.float()
+            self._noise[name] += float(noise.dot(noise))
+            self._power[name] += float(whole.dot(whole))
 
     def found(self) -> dict[str, float]:
         """SQNR in dB by the weight's name; none for a layer that lost nothing, or gives no finite numbers."""

@@ -18,7 +18,6 @@ from torch.fx import Node
 from qn_deploy.compression.sample import Half, agreement, shrinkage
 from qn_deploy.graph.operators import Kind, kind_of
 
-_ROUNDING = 1e-5  # of the mean square about 0, added to that about the mean: activations in float32 tell no more
 _FLOOR = 1e-3  # of the mean square over all inputs, added to that of each: an input next to zero is not blown up to unit size
 _SILENT = 1e-30  # mean square of a batch's inputs that tell nothing: scaled to unit size, they would outweigh all others
 _TINY = torch.finfo(torch.float32).tiny
@@ -145,16 +144,14 @@ def measured(
     for index, (ours, theirs) in enumerate(values):
         positions = _positions(ours, geometry, share, generator)
         x = inputs_at(ours, geometry, positions)
-        square = x.square().mean(2, keepdim=True)
+        square = torch.linalg.vector_norm(x, dim=2, keepdim=True).square() / size
         usual = square.mean()
         factor = (square + _FLOOR * usual).rsqrt() if usual > _SILENT else torch.zeros_like(square)
-        half, scaled = halves[index % 2], factor * x
-        half.add(scaled, factor)
+        half, change = halves[index % 2], None
         if theirs is not ours:
             moved = True
-            change = factor * (inputs_at(theirs, geometry, positions) - x)
-            half.change.baddbmm_(factor.mT, change)
-            half.shift.baddbmm_(change.mT, scaled)
+            change = inputs_at(theirs, geometry, positions).sub_(x).mul_(factor)
+        half.add(x.mul_(factor), factor, change)
     return _joined(*halves, bias, damping if moved else None)
 
 
@@ -175,13 +172,11 @@ def _joined(first: Half, second: Half, bias: bool, damping: float | None) -> Mom
     gram.baddbmm_(between.mT, between * weight)
     shift.baddbmm_((change - other_change).mT, between * weight)
     mean, change = shares[0] * mean + shares[1] * other_mean, shares[0] * change + shares[1] * other_change
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    diagonal += _ROUNDING * (diagonal + ones[:, 0] * mean[:, 0].square()).mean(1, keepdim=True)
     return Moments(gram, shift, noise, agreed, mean, mean + change)
 
 
 def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
-    """float32 [groups, P, n]: what meets the rows of the weight at some positions.
+    """float32 [groups, P, n] in memory of its own: what meets the rows of the weight at some positions.
 
     Args:
         value: what the operator reads, [..., n] of a linear layer, [N, channels, ...] of a convolution.
@@ -189,7 +184,14 @@ def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
         positions: int64 [P], into the output's positions, all dimensions but the channels laid end to end.
     """
     if not geometry.kernel:
-        return value.flatten(0, -2)[positions].float()[None] if value.ndim > 1 else value.float()[None, None]
+        return value.flatten(0, -2)[positions].float()[None] if value.ndim > 1 else value.float().clone()[None, None]
+    if prod(geometry.kernel) == 1 and not any(geometry.padded):
+        every = [slice(None, None, step) for step in (1, 1, *geometry.stride)]
+        rows = value[tuple(every)].movedim(1, -1)  # [N, ..., channels]
+        is_all = len(positions) == prod(rows.shape[:-1])
+        found = rows.flatten(0, -2) if is_all else rows[torch.unravel_index(positions, rows.shape[:-1])]
+        found = found.reshape(len(positions), geometry.groups, -1).transpose(0, 1)
+        return found.to(torch.float32, copy=is_all, memory_format=torch.contiguous_format)
     sizes = tuple(value.shape[2:])
     image, *at = torch.unravel_index(positions, (len(value), *geometry.outputs(sizes)))
     index, inside = torch.zeros(len(positions), prod(geometry.kernel), dtype=torch.int64), torch.ones((), dtype=torch.bool)
@@ -199,11 +201,15 @@ def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
         where = where + offsets[:, dimension] * geometry.dilation[dimension]  # [P, kernel]
         inside = inside & (where >= 0) & (where < size)
         index = index * size + where.clamp(0, size - 1)
-    # One channel lies beside itself, so it is gathered by itself; and groups of one channel, depthwise, are then in their final order.
-    flat = (image[:, None] * prod(sizes) + index).flatten()
-    patches = value.transpose(0, 1).flatten(1).index_select(1, flat).float()
-    patches = patches.reshape(geometry.groups, -1, *index.shape) * inside  # [groups, channels, P, kernel]; outside lie zeros
-    return patches.transpose(1, 2).flatten(2)
+    if index.numel() < len(value) * prod(sizes):  # a few places
+        gathered = value.flatten(2)[image[:, None], :, index].float()  # [P, kernel, channels]
+        patches = gathered.mul_(inside[..., None]).reshape(*index.shape, geometry.groups, -1).permute(2, 0, 3, 1)
+    else:
+        # One channel lies beside itself, so it is gathered by itself; and groups of one channel, depthwise, are then in their final order.
+        flat = (image[:, None] * prod(sizes) + index).flatten()
+        gathered = value.transpose(0, 1).flatten(1).index_select(1, flat).float()
+        patches = gathered.reshape(geometry.groups, -1, *index.shape).mul_(inside).transpose(1, 2)  # outside lie zeros
+    return torch.flatten(patches, 2)  # of [groups, P, channels, kernel]
 
 
 def _positions(value: Tensor, geometry: Geometry, most: int, generator: torch.Generator) -> Tensor:

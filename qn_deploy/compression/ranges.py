@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qn_deploy.graph.operators import Kind, kind_of
+from qn_deploy.memory import as_laid_out
 from qn_deploy.program.program import Range
 
 _SAMPLE = 1 << 18  # values of an activation that are looked at, in all batches together; its least and greatest are known exactly
@@ -118,7 +119,7 @@ def _clipped(counts: Tensor, centers: Tensor, edges: Tensor) -> Tensor:
 
 def _sampled(value: Tensor, most: int) -> Tensor:
     """At most so many values, at equal distances, one that shares no factor with the sizes: it meets all channels alike."""
-    flat = value.flatten()
+    [flat] = as_laid_out(value)
     step = -(-len(flat) // most)
     while gcd(step, len(flat)) > 1:
         step += 1

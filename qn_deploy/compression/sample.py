@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _MOST_NOISE = 0.95  # of what tells H from a multiple of the identity
+_ROUNDING = 1e-5  # of the mean square about 0, added to that about the mean: activations in float32 tell no more
 _TINY = torch.finfo(torch.float32).tiny
 _PROBES = 128  # rows that stand for all rows that a weight could have
 _LEAST_DAMPING = 0.05  # so that float32 is enough for a factor
@@ -31,12 +32,15 @@ class Half:
         self.origin, self.x, self.change = (torch.zeros(groups, 1, n) for _ in range(3))
         self.count, self._centred = 0, centred
 
-    def add(self, x: Tensor, factor: Tensor) -> None:
-        """Takes inputs in: x [groups, P, n], factor [groups, P, 1]."""
+    def add(self, x: Tensor, factor: Tensor, change: Tensor | None = None) -> None:
+        """Takes inputs in, whose memory is used up: x and y - x, if they differ, [groups, P, n], both scaled by factor [groups, P, 1]."""
+        if change is not None:
+            self.change.baddbmm_(factor.mT, change)
+            self.shift.baddbmm_(change.mT, x)
         if self._centred:
             if not self.ones.any():
                 self.origin = factor.mT @ x / (factor.mT @ factor).clamp_min(_TINY)
-            x = x - factor * self.origin
+            x.addcmul_(factor, self.origin, value=-1)
         self.gram.baddbmm_(x.mT, x)
         self.x.baddbmm_(factor.mT, x)
         self.ones.baddbmm_(factor.mT, factor)
@@ -48,6 +52,8 @@ class Half:
         mean = self.x / ones
         self.gram.baddbmm_(self.x.mT, mean, alpha=-1)
         mean = self.origin + mean
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        diagonal += _ROUNDING * (diagonal + self.ones[:, 0] * mean[:, 0].square()).mean(1, keepdim=True)
         self.shift.baddbmm_(self.change.mT, mean, alpha=-1)
         return mean, self.change / ones
 
