@@ -74,7 +74,7 @@ def onnxruntime_call(data: bytes, *inputs: Tensor) -> Call:
 def executorch_call(data: bytes, *inputs: Tensor) -> Call:
     """A call that runs a .pte on one thread."""
     program = load_program(data)
-    _one_thread()
+    one_thread()
     return lambda: program.run(inputs)
 
 
@@ -88,7 +88,7 @@ def float_onnx(model: nn.Module, *inputs: Tensor) -> bytes:
 
 
 @cache
-def _one_thread() -> None:
+def one_thread() -> None:
     """ExecuTorch's threads belong to the process. XNNPACK takes them when a method is loaded, which is at its first run."""
     with quiet():
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool

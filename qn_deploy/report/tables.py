@@ -128,13 +128,14 @@ def _summed(counts: Iterable[tuple[str, int]], most: int = 12) -> list[tuple[str
 def times_table(folder: str, times: Iterable[Times]) -> Table:
     """What was measured of each program, and its median beside that of the first of its exporter and batch."""
     table = new_table(
-        "program", "batch", "file", "load", "first run", "p50", "p90", "memory", "p50 to tables", title=f"{folder}: times in ms"
+        "program", "batch", "file", "load", "first run", "p50", "p90", "peak", "resident", "p50 to tables", title=f"{folder}: times in ms"
     )
     first: dict[tuple[str, int], float] = {}
     for each in times:
         base = first.setdefault((each.exporter, each.batch), each.p50_ms)
         numbers = (f"{value:.2f}" for value in (each.load_ms, each.first_ms, each.p50_ms, each.p90_ms))
-        table.add_row(each.name, str(each.batch), size(each.bytes), *numbers, f"{each.memory_mb:.1f} MB", f"{each.p50_ms / base:.2f} x")
+        memory = ("?" if value is None else f"{value:.1f} MB" for value in (each.memory_mb, each.resident_mb))
+        table.add_row(each.name, str(each.batch), size(each.bytes), *numbers, *memory, f"{each.p50_ms / base:.2f} x")
     return table
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -27,6 +28,7 @@ def test_files_are_timed_beside_dense_int8_float_and_the_runtimes_own_int8(model
     assert sorted((each["name"], each["batch"]) for each in found) == sorted((name, batch) for name in names for batch in (1, 5))
     for each in found:
         assert 0 < each["p50_ms"] <= each["p90_ms"] and each["load_ms"] > 0 and each["first_ms"] > 0 and each["memory_mb"] > 0
+    assert all(each["resident_mb"] is not None and each["resident_mb"] < each["memory_mb"] for each in found if sys.platform == "linux")
     sizes = {each["name"]: each["bytes"] for each in found}
     assert sizes["model.onnx, tables"] == (build.folder / "model.onnx").stat().st_size
     for file in ("model.pte", "model.onnx"):
