@@ -10,7 +10,7 @@ from statistics import mean
 import cifar10
 import click
 import torch
-from cifar_training import INT4, RECIPE, Training
+from cifar_training import INT4, RECIPE, Training, samples
 from classifier import Labelled, accuracy, float_program
 from rows import at_least, at_most, chosen, clock, finish, json_option, over_seeds, seed_option, skip
 
@@ -62,9 +62,8 @@ def main(
     found: dict[str, list[float]] = defaultdict(list)
     for run in range(seed, seed + seeds):
         progress(f"seed {run}: decoding images")
-        tests = Labelled(*cifar10.images(data / cifar10.TEST, images, run))
-        inputs, labels = cifar10.images(data / cifar10.TRAIN, train_images, run)
-        training = Training(Labelled(inputs.contiguous(memory_format=torch.channels_last), labels), steps, ipq_steps, ipq_lr, run)
+        tests, train = samples(data, images, train_images, run)
+        training = Training(train, steps, ipq_steps, ipq_lr, run)
 
         def keep(name: str, program: Program, tests: Labelled = tests, run: int = run) -> Program:
             if program.weights:

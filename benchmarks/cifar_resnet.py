@@ -10,7 +10,7 @@ import cifar10
 import click
 import paired
 import torch
-from cifar_training import BATCH, CALIBRATION, IPQ_BATCH, LR, RECIPE, TEMPERATURE, Training
+from cifar_training import BATCH, CALIBRATION, IPQ_BATCH, LR, RECIPE, TEMPERATURE, Training, samples
 from classifier import Labelled, Stage, accuracy, float_program, measure
 from rows import Row, at_least, below, chosen, clock, finish, json_option, seed_option, skip
 from torch import Tensor, nn
@@ -65,9 +65,8 @@ def main(
     torch.set_num_threads(threads)
     progress = clock()
     progress("decoding images")
-    tests = Labelled(*cifar10.images(data / cifar10.TEST, images, seed))
-    inputs, labels = cifar10.images(data / cifar10.TRAIN, train_images, seed)
-    calibration, train = inputs[:CALIBRATION], Labelled(inputs.contiguous(memory_format=torch.channels_last), labels)
+    tests, train = samples(data, images, train_images, seed)
+    calibration = train.inputs[:CALIBRATION].contiguous()
     training = Training(train, steps, ipq_steps, ipq_lr, seed)
     downloaded = cifar10.resnet20(data / cifar10.RESNET20)
     rows: list[Row] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import cifar10
 import torch
@@ -33,6 +34,13 @@ RECIPE = Recipe(
     title="resnet20",
 )
 INT4 = Recipe((Rule(Int4()),), title="resnet20-int4")
+
+
+def samples(data: Path, images: int, train_images: int, seed: int) -> tuple[Labelled, Labelled]:
+    """Images to test with and images to train with, both by chance; those of training with the memory format channels_last."""
+    inputs, labels = cifar10.images(data / cifar10.TRAIN, train_images, seed)
+    train = Labelled(inputs.contiguous(memory_format=torch.channels_last), labels)
+    return Labelled(*cifar10.images(data / cifar10.TEST, images, seed)), train
 
 
 @dataclass(frozen=True)

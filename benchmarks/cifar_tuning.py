@@ -10,7 +10,7 @@ from pathlib import Path
 import cifar10
 import click
 import torch
-from cifar_training import CALIBRATION, RECIPE, Training
+from cifar_training import CALIBRATION, RECIPE, Training, samples
 from classifier import Labelled, accuracy, float_program
 from rows import at_least, at_most, chosen, clock, finish, json_option, over_seeds, seed_option, skip
 
@@ -70,9 +70,9 @@ def main(
     found: dict[str, list[float]] = defaultdict(list)
     for run in range(seed, seed + seeds):
         progress(f"seed {run}: decoding images")
-        tests = Labelled(*cifar10.images(data / cifar10.TEST, images, run))
-        inputs, labels = cifar10.images(data / cifar10.TRAIN, train_images, run)
-        training = Training(Labelled(inputs.contiguous(memory_format=torch.channels_last), labels), steps, 0, 0.0, run)
+        tests, train = samples(data, images, train_images, run)
+        training = Training(train, steps, 0, 0.0, run)
+        inputs = train.inputs.contiguous()
         batches = [(batch,) for batch in inputs.split(BATCH)]
         teacher = float_program(training.fine_tuned(downloaded), tests)
 
