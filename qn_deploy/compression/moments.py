@@ -142,7 +142,7 @@ def measured(
     halves = Half(geometry.groups, size, bias), Half(geometry.groups, size, bias)
     moved = False  # something before was compressed
     for index, (ours, theirs) in enumerate(values):
-        positions = _positions(ours, geometry, share, generator)
+        positions = sampled_positions(ours, geometry, share, generator)
         x = inputs_at(ours, geometry, positions)
         square = torch.linalg.vector_norm(x, dim=2, keepdim=True).square() / size
         usual = square.mean()
@@ -212,7 +212,7 @@ def inputs_at(value: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
     return torch.flatten(patches, 2)  # of [groups, P, channels, kernel]
 
 
-def _positions(value: Tensor, geometry: Geometry, most: int, generator: torch.Generator) -> Tensor:
+def sampled_positions(value: Tensor, geometry: Geometry, most: int, generator: torch.Generator) -> Tensor:
     """int64 [P]: all positions of an operator's output, or `most` of them by chance, in order."""
     places = prod(value.shape[:-1]) if not geometry.kernel else len(value) * prod(geometry.outputs(tuple(value.shape[2:])))
     return torch.arange(places) if places <= most else torch.randperm(places, generator=generator)[:most].sort().values
