@@ -1,10 +1,11 @@
-"""Layer blobs: a linear layer that keeps its table. README.md of this folder specifies the bytes; native/layer_blob.h reads them."""
+"""Layer blobs: a layer that keeps its table. README.md of this folder specifies the bytes; native/layer_blob.h reads them."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from hashlib import sha256
 
 from qn_deploy.errors import InputError
@@ -14,13 +15,21 @@ VERSION = 1
 HEADER = struct.Struct("<16s2IfifiiiIII")  # magic, version, kind, x scale and zero, y scale and zero, low, high, lengths of three keys
 
 
+class Kind(IntEnum):
+    """What a layer takes and gives."""
+
+    STATIC = 0  # int8 [..., inputs] to int8 [..., outputs]
+    DYNAMIC = 1  # floats [..., inputs] to floats, quantized row by row at run time
+    CONVOLUTION = 2  # int8 [N, inputs, ...] to int8 [N, outputs, ...]: at each position a static layer
+
+
 @dataclass(frozen=True)
 class Layer:
     """What a layer does beside its weight.
 
     Attributes:
         name: of the weight in the graph; not stored.
-        is_dynamic: float activations in and out, quantized row by row at run time; else int8, by x, y and bounds.
+        kind: what it takes and gives; int8 by x, y and bounds.
         weight: key of the constant.
         scale: key of the scales of its rows.
         bias: key of the bias, "" without one.
@@ -30,7 +39,7 @@ class Layer:
     """
 
     name: str
-    is_dynamic: bool
+    kind: Kind
     weight: str
     scale: str
     bias: str
@@ -57,7 +66,7 @@ def pack(layer: Layer, graph: bytes) -> bytes:
         graph: what XNNPACK would read, as it is or as a graph blob.
     """
     keys = [key.encode() for key in (layer.weight, layer.scale, layer.bias)]
-    header = HEADER.pack(MAGIC, VERSION, layer.is_dynamic, *layer.x, *layer.y, *layer.bounds, *map(len, keys))
+    header = HEADER.pack(MAGIC, VERSION, layer.kind, *layer.x, *layer.y, *layer.bounds, *map(len, keys))
     return header + b"".join(keys) + graph
 
 

@@ -54,7 +54,8 @@ def write(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Wri
 
 def _write_delegate_form(program: Program, lowered: Lowered, options: ExecutorchOptions) -> Written:
     asked = {f"{name}{INT8_SUFFIX}" for name in to_keep(lowered.weights, options.memory)}
-    edge, stock, found = lower_to_xnnpack(lowered.exported, kept=asked)
+    convolutions = options.memory == "compressed"  # for each XNNPACK and we turn the activations around: that does not pay in time
+    edge, stock, found = lower_to_xnnpack(lowered.exported, kept=asked, convolutions=convolutions)
     portable, facts, folded = _portable(edge), _narrowed(program, edge), _folded(program, lowered, edge)
     del edge  # its delegates hold all weights once more
     transposed = _transposed(lowered.exported)
@@ -177,13 +178,16 @@ def _bounds(size: Any) -> tuple[int, int]:
     return least if least > 2 else 1, most  # torch says 2 where 1 is allowed, too
 
 
-def lower_to_xnnpack(exported: Any, graph_form: bool = False, kept: Set[str] = frozenset()) -> tuple[Any, bytes, tuple[Layer, ...]]:
+def lower_to_xnnpack(
+    exported: Any, graph_form: bool = False, kept: Set[str] = frozenset(), convolutions: bool = False
+) -> tuple[Any, bytes, tuple[Layer, ...]]:
     """The edge program and the stock .pte of a graph, and its layers that are delegates of their own.
 
     Args:
         exported: the graph.
         graph_form: in which no delegate holds more than one operator.
         kept: int8 weights whose layers are to be delegates of their own.
+        convolutions: whether those of 1x1 convolutions are, too.
 
     Raises:
         ExportError: ExecuTorch can't lower it.
@@ -206,7 +210,7 @@ def lower_to_xnnpack(exported: Any, graph_form: bool = False, kept: Set[str] = f
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
                 core = core_operators(exported, partitioner.ops_to_not_decompose(exported)[0])
                 separate_weights(core)
-                layers = describe(core, kept)
+                layers = describe(core, kept, convolutions)
                 separate_inputs(core, layers.keys())
                 alone = KeptLayers(configs, layers.keys())
                 partitioners = [alone, partitioner] if layers else [partitioner]

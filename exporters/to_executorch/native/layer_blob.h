@@ -1,4 +1,4 @@
-// Layer blob, version 1: a linear layer whose weight stays a table. ../README.md specifies it byte by byte.
+// Layer blob, version 1: a layer whose weight stays a table. ../README.md specifies it byte by byte.
 //
 // Plain C++17 without ExecuTorch. The input is never trusted.
 #pragma once
@@ -11,9 +11,16 @@
 
 namespace qn {
 
+// What a layer takes and gives.
+enum class LayerKind : uint32_t {
+  kStatic = 0,       // int8 [..., inputs] to int8 [..., outputs]
+  kDynamic = 1,      // floats [..., inputs] to floats, quantized row by row
+  kConvolution = 2,  // int8 [N, inputs, ...] to int8 [N, outputs, ...]: at each position a static layer
+};
+
 struct LayerBlob {
-  bool is_dynamic;                       // float activations in and out, quantized row by row; else int8
-  float x_scale, y_scale;                // static only, as the rest of these
+  LayerKind kind;
+  float x_scale, y_scale;                // not of dynamic ones, as the rest of these
   int32_t x_zero, y_zero;                // -128 to 127
   int32_t low, high;                     // of the output's steps
   std::string_view weight, scale, bias;  // keys of the constants; the bias's is empty where there is none
@@ -21,9 +28,9 @@ struct LayerBlob {
   // What a blob says, or nothing where it breaks a rule of the format. The keys point into `data`.
   static std::optional<LayerBlob> parse(const uint8_t* data, size_t size) {
     static constexpr uint8_t kMagic[16] = {0x89, 'Q', 'N', 'L', 'A', 'Y', 'E', 'R', 0x5f, 0x06, 0xce, 0x5c, 0x31, 0x72, 0xf9, 0xa3};
-    if (!starts_with(data, size, kMagic) || size < kHeaderBytes || read_u32(data + 16) != 1 || read_u32(data + 20) > 1) return std::nullopt;
+    if (!starts_with(data, size, kMagic) || size < kHeaderBytes || read_u32(data + 16) != 1 || read_u32(data + 20) > 2) return std::nullopt;
     LayerBlob blob{};
-    blob.is_dynamic = read_u32(data + 20) == 1;
+    blob.kind = static_cast<LayerKind>(read_u32(data + 20));
     blob.x_scale = read_f32(data + 24), blob.x_zero = read_i32(data + 28);
     blob.y_scale = read_f32(data + 32), blob.y_zero = read_i32(data + 36);
     blob.low = read_i32(data + 40), blob.high = read_i32(data + 44);

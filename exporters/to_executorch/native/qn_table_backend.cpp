@@ -1,5 +1,5 @@
-// QnTableLinear: linear layers whose weight stays a table. A delegate for each layer: it holds what the kernels keep beside the table, and
-// the codes where the runtime has them, which in a file that is memory-mapped is the file itself.
+// QnTableLinear: linear layers and 1x1 convolutions whose weight stays a table. A delegate for each layer: it holds what the kernels keep
+// beside the table, and the codes where the runtime has them, which in a file that is memory-mapped is the file itself.
 //
 // It computes what XNNPACK would with the dense weight, to the bit: the int32 sums are the same integers, and floats are rounded in its
 // order.
@@ -53,36 +53,48 @@ class Layer {
     std::memcpy(factors_.data(), scale.data(), 4 * out);
     for (float& factor : factors_) {
       if (!(std::isfinite(factor) && factor > 0)) return false;
-      if (!blob_.is_dynamic) factor = blob_.x_scale * factor / blob_.y_scale;
+      if (!is_dynamic()) factor = blob_.x_scale * factor / blob_.y_scale;
     }
     if (bias.size() == 0) return true;
-    void* to = blob_.is_dynamic ? static_cast<void*>((floats_.resize(out), floats_.data())) : (steps_.resize(out), steps_.data());
+    void* to = is_dynamic() ? static_cast<void*>((floats_.resize(out), floats_.data())) : (steps_.resize(out), steps_.data());
     std::memcpy(to, bias.data(), 4 * out);
     return true;
   }
 
   Error compute(const Tensor& x, const Tensor& y) const {
-    const ScalarType type = blob_.is_dynamic ? ScalarType::Float : ScalarType::Char;
-    const auto last = static_cast<size_t>(x.dim()) - 1;
-    if (x.dim() < 1 || x.size(x.dim() - 1) != linear_.in() || x.scalar_type() != type || y.scalar_type() != type ||
+    const ScalarType type = is_dynamic() ? ScalarType::Float : ScalarType::Char;
+    const bool at_positions = blob_.kind == qn::LayerKind::kConvolution;
+    const ssize_t features = at_positions ? 1 : x.dim() - 1;  // the dimension
+    if (features < 0 || features >= x.dim() || x.size(features) != linear_.in() || x.scalar_type() != type || y.scalar_type() != type ||
         !is_contiguous_dim_order(x.dim_order().data(), x.dim_order().size())) {
-      ET_LOG(Error, "a linear layer of %d inputs got a tensor of another size, dtype or order", static_cast<int>(linear_.in()));
+      ET_LOG(Error, "a layer of %d inputs got a tensor of another size, dtype or order", static_cast<int>(linear_.in()));
       return Error::InvalidArgument;
     }
     std::vector<SizesType> sizes(x.sizes().begin(), x.sizes().end());
-    sizes[last] = static_cast<SizesType>(linear_.table().out);
+    sizes[static_cast<size_t>(features)] = static_cast<SizesType>(linear_.table().out);
     if (const Error error = resize_tensor(y, {sizes.data(), sizes.size()}); error != Error::Ok) return error;
     const int64_t rows = x.numel() / linear_.in();
     if (rows == 0) return Error::Ok;
-    return blob_.is_dynamic ? compute_dynamic(x.const_data_ptr<float>(), rows, y.mutable_data_ptr<float>())
-                            : compute_static(x.const_data_ptr<int8_t>(), rows, y.mutable_data_ptr<int8_t>());
+    if (is_dynamic()) return compute_dynamic(x.const_data_ptr<float>(), rows, y.mutable_data_ptr<float>());
+    const int64_t samples = at_positions ? x.size(0) : 1;
+    return compute_static(x.const_data_ptr<int8_t>(), samples, rows / samples, at_positions, y.mutable_data_ptr<int8_t>());
   }
 
  private:
-  Error compute_static(const int8_t* x, int64_t rows, int8_t* y) const {
+  bool is_dynamic() const { return blob_.kind == qn::LayerKind::kDynamic; }
+
+  // Samples of so many rows each. Where the rows are positions, each feature has its values of a sample together, else each row.
+  Error compute_static(const int8_t* x, int64_t samples, int64_t rows, bool at_positions, int8_t* y) const {
     const qn::Centred centred{linear_.row_sums(), blob_.x_zero, steps_.empty() ? nullptr : steps_.data()};
-    const qn::Requantize<int8_t> sink(centred, factors_.data(), true, blob_.y_zero, blob_.low, blob_.high, {y, linear_.table().out, 1});
-    return run(x, rows, sink);
+    const int64_t in = linear_.in(), out = linear_.table().out;
+    for (int64_t n = 0; n < samples; ++n, x += rows * in, y += rows * out) {
+      const qn::Output<int8_t> to = at_positions ? qn::Output<int8_t>{y, 1, rows} : qn::Output<int8_t>{y, out, 1};
+      const qn::Requantize<int8_t> sink(centred, factors_.data(), true, blob_.y_zero, blob_.low, blob_.high, to);
+      const auto* bytes = reinterpret_cast<const uint8_t*>(x);
+      const Error error = run(at_positions ? qn::Input{bytes, rows, 1, rows, 0} : qn::Input{bytes, rows, in, 1, 0}, sink);
+      if (error != Error::Ok) return error;
+    }
+    return Error::Ok;
   }
 
   Error compute_dynamic(const float* x, int64_t rows, float* y) const {
@@ -97,11 +109,10 @@ class Layer {
     }
     const float* bias = floats_.empty() ? nullptr : floats_.data();
     const qn::DequantizeRows sink(rule, linear_.row_sums(), zeros.data(), scales.data(), factors_.data(), bias, y, linear_.table().out);
-    return run(steps.get(), rows, sink);
+    return run({reinterpret_cast<const uint8_t*>(steps.get()), rows, in, 1, 0}, sink);
   }
 
-  Error run(const int8_t* x, int64_t rows, const qn::Sink& sink) const {
-    const qn::Input input{reinterpret_cast<const uint8_t*>(x), rows, linear_.in(), 1, 0};
+  Error run(const qn::Input& input, const qn::Sink& sink) const {
     const int64_t tiles = linear_.tiles(), jobs = (tiles + kTilesOfAJob - 1) / kTilesOfAJob;
     if (jobs == 1 || executorch::extension::parallel_for == nullptr) {
       linear_.run(input, sink);

@@ -171,7 +171,8 @@ int main() {  // stdin: (u32 length, blob)*; stdout: (u64 length or all ones, wh
       answer(table, parts.size(), [&](void* out) { return std::memcpy(out, parts.data(), parts.size()) != nullptr; });
     } else if (const auto layer = qn::LayerBlob::parse(data.get(), size)) {
       std::ostringstream said;
-      said << layer->is_dynamic << ' ' << layer->x_scale << ' ' << layer->x_zero << ' ' << layer->y_scale << ' ' << layer->y_zero;
+      said << static_cast<int>(layer->kind) << ' ' << layer->x_scale << ' ' << layer->x_zero;
+      said << ' ' << layer->y_scale << ' ' << layer->y_zero;
       said << ' ' << layer->low << ' ' << layer->high << ' ' << layer->weight << ' ' << layer->scale << ' ' << layer->bias;
       answer(layer, said.str().size(), [&](void* out) { return std::memcpy(out, said.str().data(), said.str().size()) != nullptr; });
     } else {

@@ -1,4 +1,4 @@
-"""Linear layers that keep their tables: to the bit what XNNPACK computes with dense weights."""
+"""Linear layers and 1x1 convolutions that keep their tables: to the bit what XNNPACK computes with dense weights."""
 
 from __future__ import annotations
 
@@ -137,6 +137,51 @@ def test_auto_keeps_what_pays_and_a_shared_table_is_expanded(make_program: MakeP
         assert names == expected and len(found) == len(expected)
         assert (LAYER_BACKEND in backends(written.data)) == bool(expected)
         twins(written, (x,))
+
+
+class Mobile(nn.Module):
+    """1x1 convolutions around a depthwise one, two that read one value, one beside an addition; and others that are no products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.project, self.beside = nn.Conv2d(24, 72, 1), nn.Conv2d(72, 24, 1, bias=False), nn.Conv2d(24, 24, 1)
+        self.depthwise = nn.Conv2d(72, 72, 3, padding=1, groups=72)
+        self.strided, self.padded, self.grouped = nn.Conv2d(24, 24, 1, 2), nn.Conv2d(24, 24, 1, padding=1), nn.Conv2d(24, 24, 1, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        y = self.project(F.relu6(self.depthwise(F.relu6(self.expand(x)))))
+        return self.grouped(torch.relu(self.padded(torch.relu(self.strided(torch.relu(x + y + self.beside(x)))))))
+
+
+@pytest.mark.slow
+def test_1x1_convolutions_are_exact(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
+    forms = {"expand": (4, 16, 2), "project": (2, 16, 3), "beside": (8, 200, 1), "strided": (2, 16, 1), "padded": (2, 16, 1)}
+    shapes = {"expand": (72, 24, 1, 1), "project": (24, 72, 1, 1)}
+    weights = {f"{name}.weight": random_table(shapes.get(name, (24, 24, 1, 1)), d, size, books) for name, (d, size, books) in forms.items()}
+    weights["grouped.weight"] = random_table((24, 8, 1, 1), 2)
+    sizes = ({0: Dim("batch", min=1, max=8)},)
+    program = make_program(Mobile(), (normal(3, 24, 7, 5),), weights, None, sizes)
+    written = write_file(EXPORTER, program, Activations.STATIC, COMPRESSED)
+    assert kept(written) == 2 and any(
+        "2 layers keep their tables in memory" in note for note in written.notes
+    )  # `beside` is larger as a table
+    twins(written, (normal(3, 24, 7, 5),))
+    for batch in (1, 3, 8):
+        x = normal(batch, 24, 7, 5, seed=batch)
+        (found,), (expected,) = EXPORTER.run(written.data, ((x,),))[0], IntegerReference(written.lowered.exported, XNNPACK)((x,))
+        assert torch.equal(found, expected)
+    assert kept(write_file(EXPORTER, program, Activations.STATIC, AUTO)) == 0
+
+
+@pytest.mark.slow
+def test_a_convolution_along_a_line_is_expanded(make_program: MakeProgram, random_table: RandomTable, twins: Twins) -> None:
+    x = normal(2, 32, 9)
+    module = nn.Sequential(nn.Conv1d(32, 64, 1), nn.ReLU(), nn.Conv1d(64, 8, 3))
+    program = make_program(module, (x,), {"0.weight": random_table((64, 32, 1), 2), "2.weight": random_table((8, 64, 3), 3)})
+    written = write_file(EXPORTER, program, Activations.STATIC, COMPRESSED)
+    (found,), (expected,) = twins(written, (x,)), IntegerReference(written.lowered.exported, XNNPACK)((x,))
+    assert kept(written) == 0 and torch.equal(found, expected)
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ from math import inf, nan
 import pytest
 
 from qn_deploy.errors import InputError
-from qn_deploy.exporters.to_executorch.layer_blob import Layer, graph_of, is_blob, pack
+from qn_deploy.exporters.to_executorch.layer_blob import Kind, Layer, graph_of, is_blob, pack
 
-STATIC = Layer("a_int8", False, "abc", "scale_de", "f", (0.5, -3), (0.25, 4), (-128, 100))
-DYNAMIC = Layer("b_int8", True, "weight", "scale", "")
+STATIC = Layer("a_int8", Kind.STATIC, "abc", "scale_de", "f", (0.5, -3), (0.25, 4), (-128, 100))
+DYNAMIC = Layer("b_int8", Kind.DYNAMIC, "weight", "scale", "")
 STATIC_BLOB = bytes.fromhex(
     "89 51 4e 4c 41 59 45 52 5f 06 ce 5c 31 72 f9 a3"  # magic
     "01 00 00 00  00 00 00 00"  # version, kind
@@ -26,9 +26,11 @@ def test_pack_writes_the_bytes_of_the_specification() -> None:
 
 
 def test_native_reader_reads_what_python_writes(read_natively) -> None:
-    static, dynamic = read_natively([pack(STATIC, b"graph"), pack(DYNAMIC, b"")])
+    convolution = replace(STATIC, kind=Kind.CONVOLUTION)
+    static, dynamic, found = read_natively([pack(STATIC, b"graph"), pack(DYNAMIC, b""), pack(convolution, b"")])
     assert static == b"0 0.5 -3 0.25 4 -128 100 abc scale_de f"
     assert dynamic is not None and dynamic.startswith(b"1 1 ") and dynamic.endswith(b"weight scale ")
+    assert found == b"2" + static[1:]
 
 
 def test_native_reader_refuses_broken_blobs(read_natively) -> None:
@@ -37,7 +39,7 @@ def test_native_reader_refuses_broken_blobs(read_natively) -> None:
     wrong += [{"x": (1.0, 128)}, {"y": (1.0, -129)}, {"bounds": (-129, 0)}, {"bounds": (0, 128)}, {"bounds": (1, 0)}]
     blobs = [pack(replace(STATIC, **change), b"") for change in wrong]
     blobs += [whole[:size] for size in range(16, len(whole))]
-    blobs += [whole[:at] + b"\2" + whole[at + 1 :] for at in (16, 20)]  # version, kind
+    blobs += [whole[:at] + value + whole[at + 1 :] for at, value in ((16, b"\2"), (20, b"\3"))]  # version, kind
     blobs += [whole[:at] + b"\x7f" + whole[at + 1 :] for at in (48, 51, 52, 55, 56, 59)]  # lengths
     assert read_natively(blobs) == [None] * len(blobs)
 
