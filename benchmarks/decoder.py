@@ -125,6 +125,8 @@ def main(
         ):
             progress(name)
             found = _measured(program, activations, writing, theirs, Path(folder) / "build")
+            for row in found:
+                progress(f"{name}: {row.name}: {row.value:,.6g} {row.unit}")  # the three take minutes each
             rows += [Row(f"{name}: {row.name}", row.value, row.unit, row.bar, row.met) for row in found]
     sys.exit(finish(TITLE, rows, chosen(), json_file))
 
