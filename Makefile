@@ -14,7 +14,7 @@ test: .venv/test
 
 # What takes minutes: processes that train together, compilers, the APK, the Java code on a JVM, emulated ARM.
 test-slow: .venv/test
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m "(slow or device) and not alone"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope -m "(slow or device) and not alone" --durations 30
 	$(BIN)/python -m pytest -n 0 -m alone tests/test_benchmarks.py
 
 test-all: test test-slow
