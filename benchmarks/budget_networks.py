@@ -44,11 +44,13 @@ class Loaded:
     """A network and its data.
 
     Attributes:
-        program: float.
+        module: trained, in eval mode.
+        program: captured of it, float.
         batches: that calibrate.
         judge: of these of the test samples.
     """
 
+    module: nn.Module
     program: Program
     batches: list[Batch]
     judge: Callable[[slice], Judge]
@@ -82,17 +84,19 @@ def _table(block: int, centroids: int) -> dict[str, Method]:
 
 def _resnet20(data: Path, count: int, seed: int) -> Loaded:
     inputs, labels = cifar10.images(data / cifar10.TEST, count, seed)
-    program = float_program(cifar10.resnet20(data / cifar10.RESNET20), Labelled(inputs, labels))
+    model = cifar10.resnet20(data / cifar10.RESNET20)
+    program = float_program(model, Labelled(inputs, labels))
     calibration, _ = cifar10.images(data / cifar10.TRAIN, CALIBRATION, seed)
-    return Loaded(program, [(batch,) for batch in calibration.split(BATCH)], _by_labels(program, inputs, labels, MAX_BATCH))
+    return Loaded(model, program, [(batch,) for batch in calibration.split(BATCH)], _by_labels(program, inputs, labels, MAX_BATCH))
 
 
 def _efficientnet(data: Path, count: int, seed: int) -> Loaded:
     pixels, labels = imagenet.images_of(data / imagenet.FILE)
     batches: list[Batch] = [(batch,) for batch in pixels[: imagenet.UNLABELLED].split(imagenet.BATCH)]
-    program = qn_deploy.capture(imagenet.load_model(), (batches[0][0][:2],))
+    model = imagenet.load_model()
+    program = qn_deploy.capture(model, (batches[0][0][:2],))
     tests = slice(imagenet.UNLABELLED, imagenet.UNLABELLED + count)
-    return Loaded(program, batches, _by_labels(program, pixels[tests], labels[tests], imagenet.BATCH))
+    return Loaded(model, program, batches, _by_labels(program, pixels[tests], labels[tests], imagenet.BATCH))
 
 
 def _by_labels(program: Program, inputs: Tensor, labels: Tensor, batch: int) -> Callable[[slice], Judge]:
@@ -130,9 +134,10 @@ class _Vector(nn.Module):
 
 def _minilm(data: Path, count: int, seed: int) -> Loaded:
     torch.manual_seed(seed)
-    model, tokenize = minilm.load_model()
+    encoder, tokenize = minilm.load_model()
+    model = _Vector(encoder).eval()
     batches = minilm.calibration(minilm.sentences(data, seed), tokenize)
-    program = minilm.captured(_Vector(model).eval(), batches[0])
+    program = minilm.captured(model, batches[0])
 
     def judge(part: slice) -> Judge:
         tests = minilm.Judge(data / minilm.STSB, program, tokenize, slice(part.start, count // 2, part.step))
@@ -143,7 +148,7 @@ def _minilm(data: Path, count: int, seed: int) -> Loaded:
 
         return measured
 
-    return Loaded(program, [*batches], judge)
+    return Loaded(model, program, [*batches], judge)
 
 
 AGREEMENT = "answers as in float"

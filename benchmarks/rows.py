@@ -86,12 +86,7 @@ def finish(title: str, rows: list[Row], settings: Mapping[str, object], json_fil
     Raises:
         ValueError: two rows have one name, or a number is not finite.
     """
-    if twice := sorted(name for name, count in Counter(row.name for row in rows).items() if count > 1):
-        raise ValueError(f"rows need names of their own; more than one is called {', '.join(twice)}")
-    everything = {**settings, "machine": machine(), "versions": {name: version(name) for name in VERSIONED}}
-    if json_file is not None:
-        text = json.dumps({"title": title, "settings": everything, "rows": [asdict(row) for row in rows]}, indent=1, allow_nan=False)
-        json_file.write_text(text + "\n")
+    everything = write(title, rows, settings, json_file)
     console = Console()
     table = Table("what", "value", "unit", "bar", "met", title=title)
     for row in rows:
@@ -103,6 +98,21 @@ def finish(title: str, rows: list[Row], settings: Mapping[str, object], json_fil
     if missed:
         console.print(f"{len(missed)} bars missed: {'; '.join(missed)}", style="bold red", markup=False)
     return 1 if missed else 0
+
+
+def write(title: str, rows: list[Row], settings: Mapping[str, object], json_file: Path | None) -> dict[str, object]:
+    """Writes the JSON, if there is to be one; the settings with the machine and the versions.
+
+    Raises:
+        ValueError: two rows have one name, or a number is not finite.
+    """
+    if twice := sorted(name for name, count in Counter(row.name for row in rows).items() if count > 1):
+        raise ValueError(f"rows need names of their own; more than one is called {', '.join(twice)}")
+    everything = {**settings, "machine": machine(), "versions": {name: version(name) for name in VERSIONED}}
+    if json_file is not None:
+        text = json.dumps({"title": title, "settings": everything, "rows": [asdict(row) for row in rows]}, indent=1, allow_nan=False)
+        json_file.write_text(text + "\n")
+    return everything
 
 
 def skip(title: str, reason: str, json_file: Path | None) -> int:
